@@ -1,0 +1,40 @@
+"""What crosses the borders between packages: one NamedTuple per kind of batch."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Drawn = dict[str, Tensor]
+"""Drawn parameters of a batch; only the pipeline that drew them reads them."""
+
+
+class ImageBatch(NamedTuple):
+    """Images for pretraining, as the loader hands them over.
+
+    images: (B,C,H,W) uint8, or float32 in [0,1] when the files are deeper than 8 bits.
+    positions: (B,) int64, positions in the epoch's order; kept on the host, parameters are drawn from them.
+    indices: (B,) int64, indices in the data set, to name files.
+    seed, epoch, number: the run's seed, the epoch, the number of this batch in the epoch.
+    drawn: parameters of the views, filled in by `on_before_batch_transfer`.
+    """
+
+    images: Tensor
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    seed: int
+    epoch: int
+    number: int
+    drawn: Drawn | None = None
+
+
+class LabelledBatch(NamedTuple):
+    """Images with labels, for the probe that runs beside pretraining.
+
+    images: (B,C,H,W) uint8 or float32 in [0,1].
+    indices: (B,) int64 indices in the labelled set.
+    """
+
+    images: Tensor
+    indices: Tensor
