@@ -14,9 +14,10 @@ class ImageBatch(NamedTuple):
     """Images for pretraining, as the loader hands them over.
 
     images: (B,C,H,W) uint8, or float32 in [0,1] when the files are deeper than 8 bits.
-    positions: (B,) int64, positions in the epoch's order; kept on the host, parameters are drawn from them.
+    positions: (B,) int64, positions in the epoch's order; on the host, parameters are drawn from them.
     indices: (B,) int64, indices in the data set, to name files.
     seed, epoch, number: the run's seed, the epoch, the number of this batch in the epoch.
+    broken: (index, reason) of files that could not be read and were replaced.
     drawn: parameters of the views, filled in by `on_before_batch_transfer`.
     """
 
@@ -26,14 +27,30 @@ class ImageBatch(NamedTuple):
     seed: int
     epoch: int
     number: int
+    broken: tuple[tuple[int, str], ...] = ()
     drawn: Drawn | None = None
 
 
-class LabelledBatch(NamedTuple):
-    """Images with labels, for the probe that runs beside pretraining.
+class ViewBatch(NamedTuple):
+    """Two views of each image, on the device.
 
-    images: (B,C,H,W) uint8 or float32 in [0,1].
-    indices: (B,) int64 indices in the labelled set.
+    view0, view1: (B,C,S,S) float32 in [0,1].
+    indices, seed, epoch, number: as in `ImageBatch`.
+    """
+
+    view0: Tensor
+    view1: Tensor
+    indices: NDArray[np.int64]
+    seed: int
+    epoch: int
+    number: int
+
+
+class LabelledBatch(NamedTuple):
+    """Images of the labelled set, for the probe that runs beside pretraining.
+
+    images: (B,C,H,W) uint8 or float32 in [0,1] from the loader, float32 in [0,1] on the device.
+    indices: (B,) int64, rows of the labelled set.
     """
 
     images: Tensor

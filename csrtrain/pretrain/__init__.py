@@ -1,0 +1,6 @@
+"""Pretraining without labels: one LightningModule per method."""
+
+from csrtrain.pretrain.moco import MoCo
+from csrtrain.pretrain.simclr import SimCLR
+
+__all__ = ["MoCo", "SimCLR"]

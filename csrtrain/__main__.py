@@ -1,0 +1,7 @@
+"""`python -m csrtrain`."""
+
+import sys
+
+from csrtrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,149 @@
+"""The command line: LightningCLI for training, and one function per other verb."""
+
+import argparse
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_USAGE = """usage: csrtrain VERB ...
+
+  fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
+  validate    measure a checkpoint on the labelled images of a config
+  export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
+  check-data  look at images:      csrtrain check-data DIR
+  preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
+
+csrtrain VERB --help says more. Exit codes: 0 all done, 1 some inputs failed and are listed, 2 wrong use.
+"""
+
+# What a class_path in a config may name. "torch" as a whole would let a callback call torch.hub.load.
+ALLOWED_IMPORTS = ["csrtrain", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics", "kornia.augmentation"]
+
+
+def config_path(name: str) -> Path:
+    """A config by path, or by its name among those that ship with csrtrain (`medical_simclr`, `configs/x.yaml`).
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = Path(str(files("csrtrain"))) / "configs"
+    if not shipped.is_dir():  # an editable installation
+        shipped = Path(__file__).parents[1] / "configs"
+    candidate = shipped / Path(name).with_suffix(".yaml").name
+    if candidate.is_file():
+        return candidate
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise ValueError(f"Expected a config file, got {name}, which does not exist. Shipped configs: {names}.")
+
+
+def _resolve_configs(args: list[str]) -> list[str]:
+    """Replace the values of -c / --config by the paths they stand for."""
+    resolved = list(args)
+    for i, arg in enumerate(resolved):
+        if arg in ("-c", "--config") and i + 1 < len(resolved):
+            resolved[i + 1] = str(config_path(resolved[i + 1]))
+        elif arg.startswith("--config="):
+            resolved[i] = f"--config={config_path(arg.removeprefix('--config='))}"
+    return resolved
+
+
+def _train(args: list[str]) -> int:
+    """fit, validate, test, predict."""
+    from csrtrain.training_cli import TrainingCLI
+
+    TrainingCLI(args=_resolve_configs(args))
+    return 0
+
+
+def _export(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain export",
+        description="Make a bundle, the one file to keep and share, from a run or a checkpoint.",
+        epilog="example: csrtrain export runs/medical_simclr -o backbone.safetensors",
+    )
+    parser.add_argument("run", type=Path, help="run directory or checkpoint file")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write (.safetensors)")
+    options = parser.parse_args(args)
+
+    from csrtrain import bundle
+    from csrtrain.runs import checkpoints
+
+    checkpoint = checkpoints.newest(options.run) if options.run.is_dir() else options.run
+    if checkpoint is None:
+        raise ValueError(f"Expected a run with a checkpoint, got {options.run} without one. Train it first.")
+    bundle.export_checkpoint(checkpoint, options.output)
+    print(f"Wrote {options.output} from {checkpoint}.")
+    return 0
+
+
+def _check_data(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain check-data",
+        description="Read every image of a folder, list or CSV column; list what is broken, double or nearly empty.",
+        epilog="example: csrtrain check-data images/   Exit code 1 when a file is broken.",
+    )
+    parser.add_argument("root", help="folder, text file with one path per line, or CSV file")
+    parser.add_argument("--column", help="column of paths in a CSV file")
+    parser.add_argument("--min-size", type=int, default=64, help="images with a shorter side are listed (pixels)")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes")
+    options = parser.parse_args(args)
+
+    from csrtrain.data.check import check_data, format_report
+
+    report = check_data(options.root, column=options.column, min_size=options.min_size, workers=options.workers)
+    print(format_report(report))
+    return 1 if report.broken else 0
+
+
+def _preview(args: list[str]) -> int:
+    from csrtrain.training_cli import preview
+
+    print(f"Wrote {preview(_resolve_configs(args))}.")
+    return 0
+
+
+_VERBS = {"export": _export, "check-data": _check_data, "preview": _preview}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `csrtrain` command.
+
+    Returns:
+        0 all done, 1 some inputs failed and are listed, 2 wrong use.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if args else 2
+    if args[0] == "--version":
+        import csrtrain
+
+        print(f"csrtrain {csrtrain.__version__}")
+        return 0
+    try:
+        if args[0] in ("fit", "validate", "test", "predict"):
+            return _train(args)
+        if args[0] in _VERBS:
+            return _VERBS[args[0]](args[1:])
+    except (ValueError, OSError) as error:
+        return _explain(error)
+    print(f"error: Expected a verb, got {args[0]!r}.\n\n{_USAGE}", file=sys.stderr)
+    return 2
+
+
+def _explain(error: Exception) -> int:
+    """Our own messages and file errors without a traceback; everything else is a fault and keeps it."""
+    text = str(error)
+    ours: Any = text if text.lstrip().startswith("Expected ") else None
+    if ours is None and "Expected " in text and "got " in text:  # raised in a loader process: the traceback stands above
+        ours = text[text.rindex("Expected ") :]
+    if ours is None and isinstance(error, OSError) and error.filename:
+        ours = f"{error.strerror}: {error.filename}"
+    if ours is None or os.environ.get("CSRTRAIN_TRACEBACK"):
+        raise error
+    print(f"error: {ours}", file=sys.stderr)
+    return 2

@@ -1,0 +1,51 @@
+"""The optimiser and learning-rate schedule of the pretraining methods."""
+
+from typing import Any, Literal
+
+import torch
+from lightly.models.utils import get_weight_decay_parameters
+from lightly.utils.lars import LARS
+from lightly.utils.scheduler import CosineWarmupScheduler
+from torch import nn
+
+OptimizerName = Literal["sgd", "lars", "adamw"]
+
+
+def build(
+    modules: list[nn.Module],
+    name: OptimizerName,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_fraction: float,
+    total_steps: int,
+) -> dict[str, Any]:
+    """Optimiser and schedule as Lightning takes them: linear warm-up, then cosine to zero, per optimiser step.
+
+    Biases and normalisation layers are not decayed, and LARS does not adapt them (SimCLR, arXiv 2002.05709, B.6).
+
+    Args:
+        modules: what is trained.
+        name: `sgd` and `lars` with momentum 0.9, or `adamw`.
+        learning_rate: peak value; no scaling with the batch size is applied.
+        weight_decay: for weights, not for biases and norms.
+        warmup_fraction: share of the steps in which the rate rises, in [0, 1).
+        total_steps: optimiser steps of the whole run.
+    """
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(f"Expected model.warmup_fraction in [0, 1), got {warmup_fraction}. Correct the config.")
+    decayed, plain = get_weight_decay_parameters(modules)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in decayed if p.requires_grad], "weight_decay": weight_decay},
+        {"params": [p for p in plain if p.requires_grad], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer
+    if name == "lars":
+        optimizer = LARS(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+    elif name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+    schedule = CosineWarmupScheduler(
+        optimizer, warmup_epochs=int(warmup_fraction * total_steps), max_epochs=total_steps, end_value=0.0
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

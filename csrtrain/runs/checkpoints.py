@@ -1,0 +1,150 @@
+"""Checkpoints that survive a kill at any moment: written whole, verified, read without running code."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file in the same directory, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`: plain data and tensors, no code.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds more than plain data.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"Expected a checkpoint, got no file at {path}. Check the path.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        # torch's own message tells the reader to switch the protection off, so only its cause is passed on.
+        if name := re.search(r"(?:Unsupported \w+:|GLOBAL) (\S+)", str(error)):
+            got, advice = f"a pickle that asks for {name[1]} and would run code", "Do not use this file"
+        else:
+            got, advice = f"a damaged or foreign file ({type(error).__name__})", "Use an earlier one"
+        raise ValueError(f"Expected a checkpoint with tensors and plain data in {path}, got {got}. {advice}.") from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"Expected a checkpoint in {path}, got a {type(checkpoint).__name__}. Check the path.")
+    return checkpoint
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's way to files: digest first, then the checkpoint, each by an atomic rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getvalue()
+        _write_atomically(_digest_path(path), hashlib.sha256(content).hexdigest().encode())
+        _write_atomically(path, content)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return load(path, map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+        _digest_path(Path(path)).unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        expected = _digest_path(path).read_text()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == expected
+    except OSError:
+        return False
+
+
+def newest(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a run whose digest agrees; damaged ones are passed over with a warning."""
+    for path in sorted(Path(run_dir, "checkpoints").glob("step-*.ckpt"), reverse=True):
+        if _is_whole(path):
+            return path
+        rank_zero_warn(f"Passing over the damaged checkpoint {path}.")
+    return None
+
+
+class RunCheckpoint(Checkpoint):
+    """Save at the end of every epoch, every n optimiser steps if asked, and at the end of the run.
+
+    Checkpoints are only taken right after an optimiser step, where no gradient is pending.
+
+    Args:
+        every_n_steps: optimiser steps between checkpoints within an epoch; None saves at epoch ends alone.
+        keep: newest checkpoints that stay; at least 2, so that a damaged one has a predecessor. -1 keeps all.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, keep: int = 2) -> None:
+        super().__init__()
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"Expected every_n_steps >= 1, got {every_n_steps}. Correct the config.")
+        if keep != -1 and keep < 2:
+            raise ValueError(f"Expected keep >= 2 (or -1 for all), got {keep}. Correct the config.")
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self._last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+        self._remove_leftovers(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if due or trainer.is_last_batch or step == trainer.max_steps:
+            self._save(trainer, step)
+
+    def _save(self, trainer: Trainer, step: int) -> None:
+        directory = Path(trainer.default_root_dir, "checkpoints")
+        trainer.save_checkpoint(directory / f"step-{step:09d}.ckpt")
+        if trainer.is_global_zero and self.keep != -1:
+            for path in sorted(directory.glob("step-*.ckpt"))[: -self.keep]:
+                path.unlink(missing_ok=True)
+                _digest_path(path).unlink(missing_ok=True)
+
+    @staticmethod
+    def _remove_leftovers(trainer: Trainer) -> None:
+        """Remove what a killed save left behind."""
+        if trainer.is_global_zero:
+            for path in Path(trainer.default_root_dir, "checkpoints").glob(".*.tmp"):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()

@@ -1,0 +1,110 @@
+"""The run directory: one job at a time, the same config, resumed by the same command."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+# Keys that cannot change the result of a run, by prefix.
+_FREE = (
+    "ckpt_path",
+    "data.init_args.workers",
+    "data.init_args.cache_dir",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.callbacks",
+    "trainer.plugins",
+    "trainer.profiler",
+    "trainer.barebones",
+    "weights_only",
+)
+
+
+class RunRefused(ValueError):
+    """The run directory does not allow this start; the message says why and what to do."""
+
+
+def lock(run_dir: Path) -> TextIO:
+    """Take the run directory for this process until it ends.
+
+    Raises:
+        RunRefused: another live process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = (run_dir / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise RunRefused(
+            f"Expected a free run directory, got {run_dir}, in use by {owner}. Wait for it, or name another with "
+            "--trainer.default_root_dir."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()
+    return file
+
+
+def set_aside(run_dir: Path) -> Path | None:
+    """Move an old run out of the way (`--fresh`): RUN -> RUN.old-1, RUN.old-2, ..."""
+    if not run_dir.exists():
+        return None
+    number = 1
+    while (target := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    run_dir.rename(target)
+    return target
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(config, dict) and config:
+        return {k: v for key, value in config.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): config}
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for the keys that can change the result."""
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    keys = sorted(flat_old.keys() | flat_new.keys())
+    return [
+        f"  {key}: {flat_old.get(key)} -> {flat_new.get(key)}"
+        for key in keys
+        if flat_old.get(key) != flat_new.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+
+
+def check_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Keep the config of the first start; refuse a later one that would change the result.
+
+    Raises:
+        RunRefused: with the difference.
+    """
+    path = run_dir / "config.yaml"
+    if path.exists():
+        old = yaml.safe_load(path.read_text())
+        if lines := difference(old, config):
+            raise RunRefused(
+                f"Expected the config that the run in {run_dir} began with, got changes:\n" + "\n".join(lines) + "\n"
+                "Undo them, begin anew with --fresh, or name another directory with --trainer.default_root_dir."
+            )
+        path = run_dir / f"config.resume-{time.strftime('%Y%m%dT%H%M%S')}.yaml"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary.replace(path)

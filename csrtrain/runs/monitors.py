@@ -1,0 +1,171 @@
+"""What is watched while a backbone is pretrained, and what is said about it."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from csrtrain.batches import LabelledBatch
+from csrtrain.distributed import world_size
+from csrtrain.metrics.representation import RepresentationStatistics, knn_accuracy, knn_srcc
+
+_COLLAPSED_STD = 0.1  # embedding standard deviation, 1 = spread evenly over the sphere; our choice
+_COLLAPSED_RANK = 2.0  # effective rank of the projections; our choice
+
+
+def describe_collapse(statistics: dict[str, float]) -> str | None:
+    """A sentence when the projections have collapsed, None when they have not."""
+    std, rank = statistics["embedding_std"], statistics["effective_rank"]
+    if not (math.isfinite(std) and math.isfinite(rank)):
+        return "The projections are not finite: training has diverged. Lower model.learning_rate."
+    if std < _COLLAPSED_STD:
+        return (
+            f"The representation has collapsed: all images get nearly the same projection (embedding std {std:.3f}; "
+            "1 = spread evenly, 0 = all the same). Lower model.learning_rate, or use a larger data.batch_size."
+        )
+    if rank < _COLLAPSED_RANK:
+        return (
+            f"The representation has collapsed to about one direction (effective rank {rank:.1f}). Lower "
+            "model.learning_rate, or check with csrtrain preview that the views differ."
+        )
+    return None
+
+
+class RepresentationMonitor(Callback):
+    """Embedding standard deviation, effective rank, alignment and uniformity of the projections, per epoch, no labels."""
+
+    def __init__(self) -> None:
+        self.statistics: RepresentationStatistics | None = None
+        self.last: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        z0, z1 = outputs["projections"]
+        if self.statistics is None:
+            self.statistics = RepresentationStatistics(z0.shape[1]).to(pl_module.device)
+        self.statistics.update(z0, z1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.statistics is None:
+            return
+        self.last = {name: float(value) for name, value in self.statistics.compute().items()}
+        self.statistics.reset()
+        pl_module.log_dict({f"train/{name}": value for name, value in self.last.items()})
+        if sentence := describe_collapse(self.last):
+            rank_zero_warn(sentence)
+
+
+class LabelProbe(Callback):
+    """kNN on the frozen representation of labelled images: accuracy for classes, SRCC for ratings.
+
+    The first value, at step 0, is that of the untrained backbone. Rows of one group never judge each other.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.last: float | None = None
+        self.name = ""
+        self._rows: list[tuple[Tensor, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first = state_dict["first"]
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: LabelledBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._rows.append((batch.indices.cpu(), outputs.float().cpu()))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        labels = trainer.datamodule.labels  # type: ignore[attr-defined]
+        if labels is None or not self._rows:
+            return
+        rows = (torch.cat([i for i, _ in self._rows]), torch.cat([h for _, h in self._rows]))
+        self._rows = []
+        gathered: list[Any] = [rows] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(gathered, rows)
+        indices = torch.cat([i for i, _ in gathered]).numpy()
+        h = torch.cat([h for _, h in gathered]).numpy()
+        kept = np.unique(indices, return_index=True)[1]  # each image once, whatever the sampler did
+        indices, h = indices[kept], h[kept]
+        judge = knn_accuracy if labels.is_class else knn_srcc
+        self.name = "val/knn_accuracy" if labels.is_class else "val/knn_srcc"
+        value = float(judge(h, labels.values[indices], labels.groups[indices]))
+        self.last = value
+        if trainer.sanity_checking:
+            self.first = value
+            for logger in trainer.loggers:
+                logger.log_metrics({self.name: value}, step=0)
+        else:
+            pl_module.log(self.name, value, prog_bar=True, rank_zero_only=True)
+
+
+class Narrator(Callback):
+    """Says in words what came out: a line per epoch where there is no progress bar, a summary at the end."""
+
+    def __init__(self, run_dir: str, lines: bool) -> None:
+        self.run_dir = run_dir
+        self.lines = lines
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.lines:
+            metrics = ", ".join(
+                f"{name.split('/')[-1]} {float(value):.4g}" for name, value in trainer.callback_metrics.items()
+            )
+            rank_zero_info(f"epoch {trainer.datamodule.epoch}, step {trainer.global_step}: {metrics}")  # type: ignore[attr-defined]
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        print(self.summary(trainer, pl_module))
+
+    def summary(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """A paragraph: what was trained, how it went, what to do next."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        monitor = next(c for c in trainer.callbacks if isinstance(c, RepresentationMonitor))
+        probe = next(c for c in trainer.callbacks if isinstance(c, LabelProbe))
+        minutes = (time.monotonic() - self._start) / 60
+        loss = trainer.callback_metrics.get("train/loss")
+        lines = [
+            "",
+            f"{type(pl_module).__name__} trained {pl_module.backbone.name} on {len(data.index)} images: "
+            f"{trainer.global_step} steps of {data.batch_size} images, {minutes:.1f} minutes in this start"
+            + (f", last loss {float(loss):.3f}." if loss is not None else "."),
+        ]
+        if last := monitor.last:
+            verdict = describe_collapse(last) or "The representation has not collapsed."
+            lines.append(
+                f"{verdict} Embedding std {last['embedding_std']:.2f} (1 = spread evenly, 0 = all the same), effective "
+                f"rank {last['effective_rank']:.0f}, alignment {last['alignment']:.2f} (0 = views agree), uniformity "
+                f"{last['uniformity']:.2f} (lower = more even)."
+            )
+        if probe.first is not None and probe.last is not None:
+            lines.append(f"{probe.name}: {probe.first:.3f} untrained, {probe.last:.3f} now.")
+        if data.broken:
+            lines.append(f"{len(data.broken)} broken files were replaced; csrtrain check-data lists them.")
+        if data.root.startswith("samples:"):
+            lines.append(
+                "This was a smoke run on a few sample images: the backbone is no usable metric. Train on your own with "
+                "--data.root DIR."
+            )
+        lines.append(f"Keep the backbone: csrtrain export {self.run_dir} -o backbone.safetensors")
+        return "\n".join(lines)

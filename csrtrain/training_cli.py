@@ -1,0 +1,191 @@
+"""LightningCLI for csrtrain: safe configs, a run directory that resumes by the same command."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from csrtrain.cli import ALLOWED_IMPORTS
+from csrtrain.runs import checkpoints, directory
+from csrtrain.runs.loggers import CsvLogger
+from csrtrain.runs.monitors import LabelProbe, Narrator, RepresentationMonitor
+
+_RESUME = "CSRTRAIN_RESUME"  # the first rank tells the ranks it starts where to resume
+
+
+class TrainingCLI(LightningCLI):
+    """fit, validate, test, predict, with subclass modes for model and data."""
+
+    def __init__(self, args: list[str], run: bool = True) -> None:
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=ALLOWED_IMPORTS,
+            instantiate_subclass_spec_in_any=False,
+        )
+        self._lock: Any = None
+        self._resume: Path | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"use_distributed_sampler": False},
+            args=args,
+            run=run,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, less the switch to unsafe loading."""
+        return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--fresh", action="store_true", help="Move an old run of this name aside and begin anew."
+        )
+        parser.add_argument("-o", "--output", default=None, help="preview: the PNG to write.")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.init_args.channels", "model.init_args.channels")
+        parser.link_arguments("data.init_args.modality", "model.init_args.modality")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints of csrtrain hold no constructor arguments; the config is the one source."""
+
+    def _options(self) -> Any:
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run directory, take it, and find where to resume."""
+        options = self._options()
+        run_dir = Path(options.trainer.default_root_dir or f"runs/{self._config_name()}")
+        options.trainer.default_root_dir = str(run_dir)
+        self._bind_loggers(options.trainer.logger, str(run_dir))
+        if self.subcommand == "fit":
+            self._prepare_run(run_dir)
+        elif self.subcommand:
+            given = options.get("ckpt_path")
+            self._resume = Path(given) if given else checkpoints.newest(run_dir)
+
+    def _config_name(self) -> str:
+        paths = self._options().get("config") or []
+        if not paths:
+            raise ValueError("Expected a config, got none. Name one with -c, for example -c medical_simclr.")
+        return Path(str(paths[-1])).stem
+
+    @staticmethod
+    def _bind_loggers(loggers: Any, run_dir: str) -> None:
+        """Tell the wandb logger where the run lives."""
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if getattr(logger, "class_path", "") == "csrtrain.runs.loggers.Wandb":
+                logger.init_args.run_dir = run_dir
+
+    def _prepare_run(self, run_dir: Path) -> None:
+        if rank_zero_only.rank != 0:
+            told = os.environ.get(_RESUME)
+            self._resume = (Path(told) if told else None) if told is not None else checkpoints.newest(run_dir)
+            return
+        if self._options().fresh and (old := directory.set_aside(run_dir)):
+            print(f"Moved the old run to {old}.")
+        self._lock = directory.lock(run_dir)
+        config = yaml.safe_load(
+            self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        )[self.subcommand]
+        for key in ("config", "fresh", "output"):
+            config.pop(key, None)
+        directory.check_config(run_dir, config)
+        given = self._options().get("ckpt_path")
+        self._resume = checkpoints.newest(run_dir) or (Path(given) if given else None)
+        os.environ[_RESUME] = str(self._resume or "")
+        print(f"Run directory {run_dir}" + (f", resuming from {self._resume.name}" if self._resume else "") + ".")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The config's trainer with csrtrain's checkpoints, loggers and monitors."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        run_dir = config["default_root_dir"]
+        loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+        config["logger"] = [logger for logger in loggers if not isinstance(logger, bool | None)] + [CsvLogger(run_dir)]
+        config["plugins"] = [*_as_list(config["plugins"]), checkpoints.AtomicCheckpointIO()]
+        config["use_distributed_sampler"] = False  # the data module shares the positions among the ranks itself
+        config["num_sanity_val_steps"] = -1  # the probe's value at step 0, of the untrained backbone
+        callbacks = _as_list(config["callbacks"])
+        if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(checkpoints.RunCheckpoint())
+        interactive = sys.stdout.isatty() and config["enable_progress_bar"] is not False
+        config["enable_progress_bar"] = interactive
+        if interactive:
+            callbacks.append(RichProgressBar())
+        config["callbacks"] = [*callbacks, RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
+        return Trainer(**config)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if self._resume is not None:
+            step = checkpoints.load(self._resume).get("global_step", 0)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, CsvLogger) and subcommand == "fit":
+                    logger.resume_from(step)
+        return {**kwargs, "ckpt_path": self._resume, "weights_only": True}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def preview(args: list[str], images: int = 6) -> Path:
+    """Draw a picture of what a config trains on: each row an image as loaded, and two times two views of it.
+
+    Args:
+        args: as for `fit`, and `-o P.png`.
+        images: rows.
+
+    Returns:
+        Path of the picture.
+    """
+    import matplotlib.pyplot as plt
+
+    cli = TrainingCLI(args, run=False)
+    if not cli.config.get("output"):
+        raise ValueError("Expected a file to write, got none. Name it with -o views.png.")
+    data: Any = cli.datamodule
+    model: Any = cli.model
+    data.setup("preview")
+    batch = data.first_batch(images)
+    columns = [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)]
+    titles = ["loaded"]
+    for epoch in range(2):
+        drawn = model.views.draw(data.seed, epoch, batch.positions, *batch.images.shape[-2:])
+        for number, view in enumerate(model.views(batch.images, drawn)):
+            columns.append(view)
+            titles.append(f"epoch {epoch}, view {number}")
+    figure, axes = plt.subplots(
+        len(batch.positions), len(columns), figsize=(2.2 * len(columns), 2.2 * len(batch.positions)), squeeze=False
+    )
+    for row in range(len(batch.positions)):
+        for column, pictures in enumerate(columns):
+            picture = pictures[row].permute(1, 2, 0).numpy()
+            axis = axes[row, column]
+            axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(titles[column], fontsize=9)
+    figure.suptitle(f"{data.root}: {data.modality}, {data.channels} channel(s)", fontsize=10)
+    figure.tight_layout()
+    path = Path(cli.config.output)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path

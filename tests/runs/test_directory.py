@@ -1,0 +1,82 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from csrtrain.runs import directory
+
+CONFIG = {
+    "seed_everything": 0,
+    "data": {"init_args": {"root": "a", "workers": 2}},
+    "trainer": {"max_epochs": 3, "accumulate_grad_batches": 1},
+}
+
+
+def changed(**values):
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    for path, value in values.items():
+        *parents, key = path.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[key] = value
+    return config
+
+
+def test_first_start_keeps_the_config_and_the_same_one_may_resume(tmp_path):
+    directory.check_config(tmp_path, CONFIG)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+    directory.check_config(tmp_path, CONFIG)
+    assert len(list(tmp_path.glob("config.resume-*.yaml"))) == 1
+
+
+@pytest.mark.parametrize("path, value", [("data__init_args__workers", 0), ("trainer__max_epochs", 9)])
+def test_keys_that_cannot_change_the_result_may_change(tmp_path, path, value):
+    directory.check_config(tmp_path, CONFIG)
+    directory.check_config(tmp_path, changed(**{path: value}))
+
+
+@pytest.mark.parametrize(
+    "path, value", [("seed_everything", 1), ("data__init_args__root", "b"), ("trainer__accumulate_grad_batches", 2)]
+)
+def test_a_change_that_matters_is_refused_with_the_difference(tmp_path, path, value):
+    directory.check_config(tmp_path, CONFIG)
+    with pytest.raises(directory.RunRefused, match=rf"{path.replace('__', '.')}: .* -> {value}"):
+        directory.check_config(tmp_path, changed(**{path: value}))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from csrtrain.runs import directory\n"
+        "held = directory.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(directory.RunRefused, match=f"in use by process {holder.pid}"):
+            directory.lock(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+    for _ in range(50):  # the kernel frees the lock with the process
+        try:
+            directory.lock(tmp_path).close()
+            break
+        except directory.RunRefused:
+            time.sleep(0.1)
+    else:
+        pytest.fail("the lock outlived its process")
+
+
+def test_set_aside_numbers_old_runs(tmp_path):
+    run = tmp_path / "run"
+    assert directory.set_aside(run) is None
+    names = []
+    for _ in range(2):
+        run.mkdir()
+        names.append(directory.set_aside(run).name)
+    assert names == ["run.old-1", "run.old-2"]
+    assert not run.exists()

@@ -1,0 +1,57 @@
+import csv
+
+import pytest
+
+from csrtrain.runs.loggers import CsvLogger, Wandb
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_rows_and_late_columns(tmp_path):
+    logger = CsvLogger(str(tmp_path))
+    logger.log_metrics({"loss": 1.5}, step=0)
+    logger.log_metrics({"loss": 1.25, "knn": 0.5}, step=1)
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "0", "loss": "1.5", "knn": ""},
+        {"step": "1", "loss": "1.25", "knn": "0.5"},
+    ]
+
+
+def test_csv_goes_on_after_a_resume_and_drops_what_is_written_again(tmp_path):
+    first = CsvLogger(str(tmp_path))
+    for step in range(6):
+        first.log_metrics({"loss": float(step)}, step=step)
+    second = CsvLogger(str(tmp_path))
+    second.resume_from(3)
+    second.log_metrics({"loss": 40.0, "new": 1.0}, step=4)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.csv")] == [
+        ("0", "0.0"),
+        ("1", "1.0"),
+        ("2", "2.0"),
+        ("3", "3.0"),
+        ("4", "40.0"),
+    ]
+
+
+def test_wandb_keeps_its_run_and_is_offline_without_a_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    ids = []
+    for _ in range(2):
+        logger = Wandb(run_dir=str(tmp_path / "run"))
+        logger.log_metrics({"loss": 1.0}, step=1)
+        ids.append(logger.experiment.id)
+        logger.experiment.finish()
+        del logger
+    assert ids[0] == ids[1] == (tmp_path / "run" / "wandb_id").read_text()
+    assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{ids[0]}"))
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_resuming_without_a_file_is_nothing(tmp_path, step):
+    CsvLogger(str(tmp_path)).resume_from(step)
+    assert not (tmp_path / "metrics.csv").exists()
