@@ -1,7 +1,9 @@
 """LightningCLI for csrtrain: safe configs, a run directory that resumes by the same command."""
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class TrainingCLI(LightningCLI):
             import_path_allowlist=ALLOWED_IMPORTS,
             instantiate_subclass_spec_in_any=False,
         )
+        _quiet_lightning()
         self._lock: Any = None
         self._resume: Path | None = None
         super().__init__(
@@ -85,7 +88,7 @@ class TrainingCLI(LightningCLI):
         paths = self._options().get("config") or []
         if not paths:
             raise ValueError("Expected a config, got none. Name one with -c, for example -c medical_simclr.")
-        return Path(str(paths[-1])).stem
+        return Path(str(paths[0])).stem
 
     @staticmethod
     def _bind_loggers(loggers: Any, run_dir: str) -> None:
@@ -129,17 +132,43 @@ class TrainingCLI(LightningCLI):
         config["enable_progress_bar"] = interactive
         if interactive:
             callbacks.append(RichProgressBar())
+        config["enable_model_summary"] = bool(config["enable_model_summary"])  # off unless asked for
         config["callbacks"] = [*callbacks, RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
         return Trainer(**config)
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, or say that the run is complete."""
         if self._resume is not None:
-            step = checkpoints.load(self._resume).get("global_step", 0)
+            stored = checkpoints.load(self._resume)
+            step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
+            if 0 <= self.trainer.max_steps <= step or 0 <= (self.trainer.max_epochs or -1) <= epoch:
+                rank_zero_only(print)(
+                    f"This run is complete: {step} steps. Raise trainer.max_epochs to train on, or begin anew with "
+                    "--fresh."
+                )
+                return
             for logger in self.trainer.loggers:
-                if isinstance(logger, CsvLogger) and subcommand == "fit":
+                if isinstance(logger, CsvLogger):
                     logger.resume_from(step)
-        return {**kwargs, "ckpt_path": self._resume, "weights_only": True}
+        self.trainer.fit(model, **kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._resume, "weights_only": True}
+
+
+def _quiet_lightning() -> None:
+    """Leave out Lightning's tips and warnings that do not concern a user of csrtrain."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        "Total length of `list` across ranks is zero",  # no labels, no validation
+        "You have overridden `on_(before|after)_batch_transfer` in `LightningModule`",  # the views live there
+        "The number of training batches .* is smaller than the logging interval",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the data module resumes exactly
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        "The '.*_dataloader' does not have many workers",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvf
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -152,6 +152,11 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return square(self.images._load(i), self.images.load_size, 0.5), i
+
+
+def _as_is(batch: ImageBatch) -> ImageBatch:
+    """In place of PyTorch's conversion, which would make tensors of the positions."""
+    return batch
 
 
 def _collate_labelled(rows: list[tuple[Tensor, int]]) -> LabelledBatch:
@@ -326,8 +331,6 @@ class UnlabeledData(LightningDataModule):
                     f"Expected one image per row of {self.labels_path}, got {len(self.labelled_index)} images for "
                     f"{len(self.labels.values)} rows. Name slices of volumes as path#k."
                 )
-        if stage == "fit":
-            rank_zero_info(f"{len(self.index)} images in {self.root}, {self.batches_per_epoch} batches per epoch.")
 
     def _images(self, index: Index) -> UnlabeledImages:
         return UnlabeledImages(
@@ -348,6 +351,7 @@ class UnlabeledData(LightningDataModule):
             batch_size=None,
             sampler=EpochBatches(self),
             num_workers=self.workers,
+            collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
         )

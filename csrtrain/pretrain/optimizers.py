@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.lars import LARS
-from lightly.utils.scheduler import CosineWarmupScheduler
+from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import nn
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -45,7 +45,11 @@ def build(
         optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
     else:
         optimizer = torch.optim.AdamW(groups, lr=learning_rate)
-    schedule = CosineWarmupScheduler(
-        optimizer, warmup_epochs=int(warmup_fraction * total_steps), max_epochs=total_steps, end_value=0.0
-    )
+
+    def factor(step: int) -> float:  # a function, so that a resumed run may have more steps than its checkpoint knew
+        return cosine_warmup_schedule(
+            min(step, total_steps), total_steps, 1.0, 0.0, int(warmup_fraction * total_steps), warmup_start_value=0.0
+        )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from csrtrain.batches import LabelledBatch
@@ -38,16 +38,25 @@ def describe_collapse(statistics: dict[str, float]) -> str | None:
 
 
 class RepresentationMonitor(Callback):
-    """Embedding standard deviation, effective rank, alignment and uniformity of the projections, per epoch, no labels."""
+    """Mean loss, embedding standard deviation, effective rank, alignment and uniformity, per epoch, without labels.
+
+    The values are of this start's part of the epoch when a run is resumed within it.
+    """
 
     def __init__(self) -> None:
+        self.loss: Tensor | None = None
+        self.batches = 0
         self.statistics: RepresentationStatistics | None = None
         self.last: dict[str, float] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if "projections" not in outputs:
+            return
         z0, z1 = outputs["projections"]
+        self.loss = outputs["loss"].detach() + (0 if self.loss is None else self.loss)
+        self.batches += 1
         if self.statistics is None:
             self.statistics = RepresentationStatistics(z0.shape[1]).to(pl_module.device)
         self.statistics.update(z0, z1)
@@ -56,7 +65,10 @@ class RepresentationMonitor(Callback):
         if self.statistics is None:
             return
         self.last = {name: float(value) for name, value in self.statistics.compute().items()}
+        if self.loss is not None:
+            pl_module.log("train/epoch_loss", self.loss / self.batches, sync_dist=True)
         self.statistics.reset()
+        self.loss, self.batches = None, 0
         pl_module.log_dict({f"train/{name}": value for name, value in self.last.items()})
         if sentence := describe_collapse(self.last):
             rank_zero_warn(sentence)
@@ -124,15 +136,22 @@ class Narrator(Callback):
         self.lines = lines
         self._start = 0.0
 
+    @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        print(
+            f"{len(data.index)} images in {data.root}, {trainer.num_training_batches} batches of {data.batch_size} per "
+            f"epoch; {trainer.global_step} of {trainer.estimated_stepping_batches} steps done.",
+            flush=True,
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.lines:
             metrics = ", ".join(
                 f"{name.split('/')[-1]} {float(value):.4g}" for name, value in trainer.callback_metrics.items()
             )
-            rank_zero_info(f"epoch {trainer.datamodule.epoch}, step {trainer.global_step}: {metrics}")  # type: ignore[attr-defined]
+            rank_zero_only(print)(f"step {trainer.global_step}: {metrics}", flush=True)
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,12 +163,12 @@ class Narrator(Callback):
         monitor = next(c for c in trainer.callbacks if isinstance(c, RepresentationMonitor))
         probe = next(c for c in trainer.callbacks if isinstance(c, LabelProbe))
         minutes = (time.monotonic() - self._start) / 60
-        loss = trainer.callback_metrics.get("train/loss")
+        loss = trainer.callback_metrics.get("train/epoch_loss")
         lines = [
             "",
             f"{type(pl_module).__name__} trained {pl_module.backbone.name} on {len(data.index)} images: "
             f"{trainer.global_step} steps of {data.batch_size} images, {minutes:.1f} minutes in this start"
-            + (f", last loss {float(loss):.3f}." if loss is not None else "."),
+            + (f", mean loss of the last epoch {float(loss):.3f}." if loss is not None else "."),
         ]
         if last := monitor.last:
             verdict = describe_collapse(last) or "The representation has not collapsed."
