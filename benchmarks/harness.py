@@ -1,0 +1,115 @@
+"""Timing and memory, ours beside the peer in one process, and the result files."""
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each variant, one call of each per round in rotating order, after one warm-up call each.
+
+    Absolute times drift on a shared machine; ratios within one call of this function do not.
+    """
+    names = list(variants)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        variants[name]()
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            variants[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"Expected {key} in /proc/self/status, got none. This measurement needs Linux.")
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes by which one call raises the resident memory at its highest (Linux: VmHWM reset by clear_refs).
+
+    A first call warms up thread pools and caches; what the allocator kept of it is given back before the second.
+    """
+    function()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def machine() -> str:
+    """Processor, cores in use, and GPU."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads{gpu}"
+
+
+@dataclass
+class Result:
+    """A table and what was measured with what.
+
+    name: of the benchmark and its files; title: one line; rows: the table; notes: sentences below it;
+    packages: peers whose versions matter.
+    """
+
+    name: str
+    title: str
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    packages: Sequence[str] = ("torch",)
+    command: str = ""
+
+    def markdown(self) -> str:
+        """The result as a page."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        lines = [f"# {self.title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in self.rows]
+        lines += ["", *[f"- {note}" for note in self.notes], *[f"- {line}" for line in self.provenance()]]
+        return "\n".join(lines) + "\n"
+
+    def provenance(self) -> list[str]:
+        """Command, machine, versions, commit, date."""
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("csrtrain", *self.packages))
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        )
+        commit = git.stdout.strip() or "unknown"
+        command = self.command or f"python -m benchmarks {self.name} --write"
+        return [f"Command: `{command}`", f"Machine: {machine()}", f"{versions}, commit {commit}, {date.today()}"]
+
+    def write(self) -> None:
+        """benchmarks/results/NAME.md and NAME.json."""
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.md").write_text(self.markdown())
+        content = {"title": self.title, "rows": self.rows, "notes": self.notes, "provenance": self.provenance()}
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,46 @@
+"""Batch functions that are compiled where the machine has a compiler, and run as they stand where it has none."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Kernel:
+    """A function of tensors (n, ...) that `torch.compile` fuses at its first call.
+
+    Compilation needs a C++ compiler on a CPU and Triton on a GPU. Where it fails, the reason is logged once and the
+    function runs uncompiled from then on, with the same result up to rounding.
+
+    Args:
+        function: tensors that share the leading dimension n, then plain values, to a tensor; with no read of a
+            tensor on the host.
+        uncompiled: the same by library calls, where those are faster than `function` uncompiled.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], uncompiled: Callable[..., Tensor] | None = None) -> None:
+        self.function = function
+        self.uncompiled = uncompiled or function
+        self.failure: str | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def __call__(self, *arguments: Any, compiled: bool) -> Tensor:
+        """Call the function; `compiled` is the caller's wish, not a promise."""
+        if not compiled or self.failure is not None:
+            return self.uncompiled(*arguments)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.function)
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.shape[0] > 1:
+                torch._dynamo.maybe_mark_dynamic(argument, 0)  # one compilation for all batch sizes
+        try:
+            return self._compiled(*arguments)
+        except Exception as error:  # a mistake in the arguments is raised again by the uncompiled call
+            result = self.uncompiled(*arguments)
+            self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            logger.warning("The views run uncompiled, which is slower: %s", self.failure)
+            return result

@@ -1,0 +1,110 @@
+"""Two random views of every image, drawn on the host and made on the device."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from csrtrain.augment import color, geometry, intensity, parameters
+from csrtrain.augment.settings import SETTINGS
+from csrtrain.augment.settings import Modality as Modality
+from csrtrain.batches import Drawn
+
+_COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute, once per machine) pays
+_CHUNK = 8  # samples that a CPU works on at once: they fit its cache, and no temporary is returned to the system
+
+
+class ViewPipeline(Protocol):
+    """Any module with this pair makes views."""
+
+    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Drawn: ...
+
+    def __call__(self, images: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]: ...
+
+
+class Views(nn.Module):
+    """The two views of SimCLR and MoCo, by kind of image (`csrtrain.augment.settings`).
+
+    Args:
+        modality: which setting.
+        size: side of the views, pixels.
+        channels: of the images. With other counts than 3 the colour operations are left out.
+        compiled: fuse the operations with `torch.compile`; by default from 128 px on. Where there is no compiler the
+            views run uncompiled and say so. The results differ by rounding only.
+    """
+
+    def __init__(self, modality: Modality, size: int, channels: int, compiled: bool | None = None) -> None:
+        super().__init__()
+        if modality not in SETTINGS:
+            raise ValueError(f"Expected a modality of {', '.join(SETTINGS)}, got {modality!r}.")
+        if size < 8 or channels < 1:
+            raise ValueError(f"Expected size >= 8 and channels >= 1, got size {size} and channels {channels}.")
+        self.setting = SETTINGS[modality]
+        self.size = size
+        self.channels = channels
+        self.compiled = size >= _COMPILED_FROM if compiled is None else compiled
+
+    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Drawn:
+        """Parameters of both views, see `csrtrain.augment.parameters.draw`.
+
+        Those of a sample are a function of (seed, epoch, position, view), whatever the batch it is in.
+        """
+        return parameters.draw(self.setting, seed, epoch, positions, height, width)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Make the views, in float32 also under autocast, with no host read of a device tensor.
+
+        Args:
+            images: (B,C,H,W) uint8, or float32 in [0,1].
+            drawn: of `draw`, on the device of the images.
+
+        Returns:
+            two (B,C,size,size) float32 in [0,1].
+        """
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"Expected images (B,{self.channels},H,W), got {tuple(images.shape)}. Set data.channels to theirs."
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            return self._view(images, drawn, 0), self._view(images, drawn, 1)
+
+    def _view(self, images: Tensor, drawn: Drawn, view: int) -> Tensor:
+        blurred = drawn[f"blurred{view}"]
+        drawn = {name: values[view] for name, values in drawn.items() if not name.startswith("blurred")}
+        if images.device.type != "cpu":
+            return self._make(images, drawn, blurred)
+        out = torch.empty((len(images), self.channels, self.size, self.size))
+        rows = blurred.numpy()
+        for start in range(0, len(images), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            inside = torch.from_numpy(rows[(rows >= start) & (rows < start + _CHUNK)] - start)
+            out[chunk] = self._make(images[chunk], {name: values[chunk] for name, values in drawn.items()}, inside)
+        return out
+
+    def _make(self, images: Tensor, drawn: Drawn, blurred: Tensor) -> Tensor:
+        """One view of each image; `blurred` are the rows to blur."""
+        x = geometry.crop(images, drawn["crops"], self.size)  # (n,C,S,S)
+        if "stain" in drawn and self.channels == 3:
+            x = color.stain(x, drawn["stain"], compiled=self.compiled)
+        if "color" in drawn:
+            x = color.jitter(x, drawn["color"], compiled=self.compiled)
+        if len(blurred):
+            soft = geometry.blur(
+                x[blurred], drawn["sigma"][blurred], geometry.blur_radius(self.size), compiled=self.compiled
+            )
+            x.index_copy_(0, blurred, soft)
+        if "chain" in drawn:
+            x = self._expose(x, drawn)
+        return x
+
+    def _expose(self, x: Tensor, drawn: Drawn) -> Tensor:
+        field = x.new_zeros((len(x), 1, 1, 1))
+        if "field" in drawn:
+            field = intensity.log_field(drawn["field"], self.size, self.size)
+        noise = self.setting.noise
+        kind, colored = (noise.kind, noise.colored) if noise else ("none", False)
+        seeds = drawn.get("seeds", x.new_zeros(len(x), dtype=torch.int64))
+        return intensity.chain(x, drawn["chain"], field, seeds, kind, colored, compiled=self.compiled)

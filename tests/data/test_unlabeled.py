@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from csrtrain import draws
+from csrtrain.batches import ImageBatch
+from csrtrain.data.decode import DecodeError
+from csrtrain.data.unlabeled import UnlabeledData, read_labels, square
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 256, (40 + i, 60), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def make(images, **arguments):
+    defaults = dict(channels=1, modality="medical", load_size=32, batch_size=4, workers=0, seed=7)
+    data = UnlabeledData(root=str(images), cache_dir=str(images / ".cache"), **{**defaults, **arguments})
+    data.setup("fit")
+    return data
+
+
+def test_an_epoch_is_its_permutation_in_batches(images):
+    data = make(images)
+    batches = list(data.train_dataloader())
+    assert [batch.number for batch in batches] == [0, 1]  # the last two images do not fill a batch
+    order = draws.epoch_order(7, 0, 10)
+    assert np.concatenate([batch.indices for batch in batches]).tolist() == order[:8].tolist()
+    assert np.concatenate([batch.positions for batch in batches]).tolist() == list(range(8))
+    assert all(batch.images.shape == (4, 1, 32, 32) and batch.images.dtype == torch.uint8 for batch in batches)
+
+
+def test_the_stream_does_not_depend_on_workers(images):
+    streams = [[batch.images for batch in make(images, workers=workers).train_dataloader()] for workers in (0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*streams, strict=True))
+
+
+def test_a_stored_position_is_where_the_next_iterator_begins(images):
+    whole = list(make(images).train_dataloader())
+    data = make(images)
+    data.load_state_dict({"epoch": 0, "batch": 1, "digest": data.index.digest, "broken": {}})
+    rest = list(data.train_dataloader())
+    assert [batch.number for batch in rest] == [1]
+    assert torch.equal(rest[0].images, whole[1].images)
+
+
+def test_the_position_moves_when_a_batch_is_moved_to_the_device_not_when_it_is_fetched(images):
+    data = make(images)
+    batches = list(data.train_dataloader())
+    assert (data.epoch, data.batch) == (0, 0)
+    data.transfer_batch_to_device(batches[0], torch.device("cpu"), 0)
+    assert (data.epoch, data.batch) == (0, 1)
+    data.transfer_batch_to_device(batches[1], torch.device("cpu"), 0)
+    assert (data.epoch, data.batch) == (1, 0)
+
+
+def test_other_images_than_at_the_start_are_refused(images):
+    data = make(images)
+    with pytest.raises(ValueError, match="another list of files"):
+        data.load_state_dict({"epoch": 0, "batch": 1, "digest": "x", "broken": {}})
+
+
+def test_small_sets_are_repeated(images):
+    data = make(images, min_epoch_length=25)
+    assert data.epoch_length == 20
+    indices = np.concatenate([batch.indices for batch in data.train_dataloader()])
+    assert np.bincount(indices).tolist() == [2] * 10
+
+
+def test_square_keeps_the_aspect_and_cuts_where_told():
+    ramp = torch.arange(64, dtype=torch.float32).expand(1, 32, 64) / 64
+    left, middle, right = (square(ramp, 16, offset) for offset in (0.0, 0.5, 1.0))
+    assert left.shape == middle.shape == right.shape == (1, 16, 16)
+    assert left.mean() < middle.mean() < right.mean()
+    assert abs(float(middle.mean()) - 0.5) < 0.02
+
+
+def test_empty_crops_are_drawn_again(tmp_path):
+    strip = np.zeros((32, 320), dtype=np.uint8)
+    strip[:, 256:] = np.random.default_rng(0).integers(0, 256, (32, 64))  # a fifth of the picture shows something
+    for i in range(4):
+        Image.fromarray(strip).save(tmp_path / f"{i}.png")
+    data = make(tmp_path, min_epoch_length=64)
+    crops = torch.cat([batch.images for batch in data.train_dataloader()]).float()
+    filled = (crops.std(dim=(1, 2, 3)) > 2).float().mean()
+    assert filled > 0.85  # one draw alone would give about 0.33
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_stop_or_are_replaced_and_counted(images, workers):
+    (images / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DecodeError, match=r"3\.png"):
+        list(make(images, batch_size=10, workers=workers).train_dataloader())
+    streams = []
+    for _ in range(2):
+        data = make(images, batch_size=10, max_broken=1, workers=workers)
+        (batch,) = data.train_dataloader()
+        with pytest.warns(UserWarning, match=r"Replaced a broken file \(1 of at most 1\).*3\.png"):
+            data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+        assert list(data.broken) == [3]
+        streams.append(batch.images)
+    assert torch.equal(*streams)
+
+
+def test_more_broken_files_than_allowed_are_all_named(images):
+    for i in (2, 5):
+        (images / f"{i}.png").write_bytes(b"no image")
+    data = make(images, batch_size=10, max_broken=1)
+    (batch,) = data.train_dataloader()
+    with (
+        pytest.warns(UserWarning, match="Replaced"),
+        pytest.raises(DecodeError, match=r"(?s)at most 1 broken.*got 2.*5\.png|2\.png"),
+    ):
+        data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+
+
+def test_eight_bit_and_deeper_files_share_a_batch(images):
+    Image.fromarray(np.full((40, 60), 30000, dtype=np.uint16)).save(images / "deep.png")
+    (batch,) = make(images, batch_size=11).train_dataloader()
+    assert batch.images.dtype == torch.float32
+    deep = batch.images[list(batch.indices).index(10)]
+    assert torch.allclose(deep, torch.full_like(deep, 30000 / 65535), atol=1e-4)
+
+
+def write_labels(images, text):
+    path = images / "labels.csv"
+    path.write_text(text)
+    return str(path)
+
+
+def test_labels_classes_groups_and_ratings(images):
+    path = write_labels(images, "image,class,group\n" + "".join(f"{i}.png,{'ab'[i % 2]},{i // 2}\n" for i in range(10)))
+    labels = read_labels(path, "class", "group")
+    assert labels.is_class and labels.values.tolist() == [0, 1] * 5 and labels.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    ratings = read_labels(write_labels(images, "image,mos\n" + "".join(f"x,{i / 7}\n" for i in range(30))), "mos", None)
+    assert not ratings.is_class and ratings.values[7] == 1.0 and len(set(ratings.groups)) == 30
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("image,mos\n0.png,1\n", "column 'class'.*got image, mos"),
+        ("image,class\n0.png,a\n1.png,\n", r"line \[3\]"),
+        ("image,class\n" + "".join(f"0.png,{i}\n" for i in range(30)) + "1.png,nan\n", "got nan in line 32"),
+    ],
+)
+def test_wrong_labels(images, text, match):
+    with pytest.raises(ValueError, match=match):
+        read_labels(write_labels(images, text), "class", None)
+
+
+def test_validation_shows_every_labelled_image_once(images):
+    path = write_labels(images, "image,class\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(10)))
+    data = make(images, labels=path)
+    batches = list(data.val_dataloader())
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(10))
+    assert not isinstance(batches[0], ImageBatch) and batches[0].images.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"batch_size": 11}, "at least one batch of 11, got 10 images"),
+        ({"batch_size": 0}, "data.batch_size >= 1"),
+        ({"load_size": 0}, "data.load_size >= 1"),
+    ],
+)
+def test_wrong_arguments(images, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        make(images, **arguments)
+
+
+def test_the_description_names_no_file(images):
+    text = str(make(images).describe())
+    assert str(images) not in text and ".png" not in text

@@ -1,0 +1,53 @@
+"""Loss and gradient on 2 and 4 gloo ranks equal those of one process on the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+METHODS = ("simclr", "moco", "moco, batch-norm and shuffling")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    out = {}
+    for ranks in (1, 2, 4):
+        path = folder / f"{ranks}.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = subprocess.run(
+            [*command, str(Path(__file__).with_name("ranks_worker.py")), str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        out[ranks] = torch.load(path, weights_only=True)
+    return out
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradients_do_not_depend_on_the_ranks(results, method, ranks):
+    one, many = results[1][method], results[ranks][method]
+    assert abs(float(one["loss"] - many["loss"])) < 1e-6
+    assert float(one["projections"].abs().max()) > 1e-4
+    assert torch.allclose(one["projections"], many["projections"], atol=1e-9, rtol=1e-6)
+    assert one["parameters"].keys() == many["parameters"].keys()
+    for name, gradient in one["parameters"].items():
+        assert torch.allclose(gradient, many["parameters"][name], atol=1e-9, rtol=1e-6), name
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_the_queue_is_equal_on_all_ranks(results, method, ranks):
+    queues = results[ranks][method]["queues"]
+    assert len(queues) == ranks
+    for queue in queues:
+        assert torch.equal(queue, queues[0])
+        assert torch.allclose(queue, results[1][method]["queues"][0], atol=1e-6)

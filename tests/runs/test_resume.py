@@ -1,0 +1,48 @@
+import copy
+
+import pytest
+
+from benchmarks import kill, resume
+
+
+@pytest.mark.ddp
+def test_every_stop_of_the_pairwise_settings_ends_bit_identical(tmp_path):
+    rows = resume.drill_all(resume.pairwise(), tmp_path)
+    assert len(rows) == len(resume.pairwise())
+    assert {row["ranks"] for row in rows} == {1, 2}
+    assert all(row["stops"] >= 6 for row in rows)
+    assert [row for row in rows if row["faults"]] == []
+
+
+def test_the_drill_sees_a_lost_position(tmp_path, monkeypatch):
+    """The comparison must fail when the data module forgets where it stood."""
+    monkeypatch.setattr(resume.UnlabeledData, "load_state_dict", lambda self, state_dict: None)
+    resume.make_images(tmp_path / "images")
+    setting = resume.Setting(1, "simclr", 0, "max_epochs", 1, False, True)
+    assert any("other samples or views" in fault for fault in resume.drill(setting, tmp_path)["faults"])
+
+
+def test_pairwise_covers_every_pair():
+    names = list(resume.FACTORS)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            pairs = {(getattr(s, a), getattr(s, b)) for s in resume.pairwise()}
+            assert len(pairs) == len(resume.FACTORS[a]) * len(resume.FACTORS[b])
+
+
+def test_killed_at_random_moments(tmp_path):
+    row = kill.drill(tmp_path, kills=3, seed=1)
+    assert row["faults"] == []
+
+
+def test_faults_compares_bit_by_bit(tmp_path):
+    resume.make_images(tmp_path / "images")
+    setting = resume.Setting(1, "moco", 0, "max_epochs", 1, False, True)
+    resume.fit(setting, tmp_path / "images", tmp_path / "a", None)
+    state = resume.load(resume.newest(tmp_path / "a"))
+    for key in ("state_dict", "optimizer_states"):
+        other = copy.deepcopy(state)
+        tensors = other[key] if key == "state_dict" else other[key][0]["state"][0]
+        name = next(name for name, value in tensors.items() if resume.torch.is_tensor(value) and value.is_floating_point())
+        tensors[name].view(-1)[0] += 1e-7
+        assert resume.equal(state[key], state[key]) and not resume.equal(state[key], other[key])

@@ -1,0 +1,192 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from csrtrain.cli import main
+
+SMALL = [
+    "--model.backbone=test_resnet",
+    "--model.size=32",
+    "--data.load_size=40",
+    "--data.batch_size=8",
+    "--data.workers=0",
+    "--data.min_epoch_length=16",
+    "--data.modality=mri",
+    "--trainer.max_epochs=2",
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
+    (folder / "labels.csv").write_text("image,class\n" + "".join(f"{i:02d}.png,{i % 2}\n" for i in range(16)))
+    return folder
+
+
+@pytest.fixture
+def fit(images, tmp_path):
+    def run(*arguments, config="medical_simclr"):
+        return main(
+            [
+                *("fit", "-c", config, *SMALL, f"--data.root={images}", f"--data.cache_dir={tmp_path / 'cache'}"),
+                *(f"--trainer.default_root_dir={tmp_path / 'run'}", *arguments),
+            ]
+        )
+
+    return run
+
+
+def test_fit_says_what_came_out_and_the_same_command_goes_on(fit, images, tmp_path, capsys):
+    labels = [f"--data.labels={images / 'labels.csv'}"]
+    assert fit(*labels) == 0
+    out = capsys.readouterr().out
+    assert "16 images" in out and "SimCLR trained test_resnet on 16 images: 4 steps" in out
+    assert "effective rank" in out and "val/knn_accuracy" in out and "untrained" in out
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert "val/knn_accuracy" in rows[0] and rows[1].startswith("0,")  # the untrained backbone's value at step 0
+    assert fit(*labels) == 0
+    assert "This run is complete: 4 steps" in capsys.readouterr().out
+    assert fit(*labels, "--trainer.max_epochs=3") == 0
+    out = capsys.readouterr().out
+    assert "resuming from step-000000004.ckpt" in out and "6 steps" in out
+
+
+def test_a_changed_config_is_refused_and_fresh_begins_anew(fit, tmp_path, capsys):
+    assert fit() == 0
+    assert fit("--model.temperature=0.5") == 2
+    assert "model.init_args.temperature: 0.1 -> 0.5" in capsys.readouterr().err
+    assert fit("--model.temperature=0.5", "--fresh") == 0
+    assert (tmp_path / "run.old-1" / "config.yaml").exists()
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["temperature"] == 0.5
+
+
+def test_export_makes_a_bundle_that_loads(fit, tmp_path, capsys):
+    assert fit() == 0
+    bundle = tmp_path / "backbone.safetensors"
+    assert main(["export", str(tmp_path / "run"), "-o", str(bundle)]) == 0
+    import csrtrain
+
+    backbone = csrtrain.load(str(bundle))
+    h = backbone.representation(torch.rand(2, 1, 40, 40))
+    assert h.shape == (2, backbone.representation_dim)
+    assert torch.isfinite(h).all()
+    assert main(["export", str(tmp_path / "nothing"), "-o", str(bundle)]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_preview_draws_a_picture(images, tmp_path):
+    path = tmp_path / "views.png"
+    arguments = ["preview", "-c", "medical_simclr", *SMALL, f"--data.root={images}", f"--data.cache_dir={tmp_path}"]
+    assert main([*arguments, "-o", str(path)]) == 0
+    with Image.open(path) as picture:
+        assert picture.width > 500 and len(np.unique(np.array(picture.convert("L")))) > 50
+
+
+def test_check_data_counts_and_names_what_is_broken(images, capsys):
+    assert main(["check-data", str(images), "--workers", "1"]) == 0
+    (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["check-data", str(images), "--workers", "1"]) == 1
+    assert "bad.png" in capsys.readouterr().out
+
+
+@pytest.mark.ddp
+def test_two_gloo_ranks_train_and_end_with_the_weights_of_one(images, tmp_path):
+    """Without batch-norm the number of devices does not change what is learned."""
+    states = []
+    for devices in (1, 2):
+        run_dir = tmp_path / f"run-{devices}"
+        command = [sys.executable, "-m", "csrtrain", "fit", "-c", "medical_moco", *SMALL]
+        command += ["--model.backbone=test_convnext", "--model.queue_size=20", f"--data.root={images}"]
+        command += [f"--trainer.devices={devices}", "--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path}"]
+        command += [f"--trainer.default_root_dir={run_dir}"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+        states.append(torch.load(run_dir / "checkpoints" / "step-000000004.ckpt", weights_only=True)["state_dict"])
+    for name, value in states[0].items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            assert torch.allclose(value, states[1][name], atol=1e-4), name
+
+
+EVIL = {
+    "os.system": {"class_path": "os.system", "init_args": {"command": "touch {}"}},
+    "torch.hub.load": {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "{}", "model": "x"}},
+    "subprocess.run": {"class_path": "subprocess.run", "init_args": {"args": ["touch", "{}"]}},
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("where", ["trainer.callbacks", "model.views", "trainer.logger", "model"])
+def test_a_class_path_outside_the_list_is_refused_by_name(fit, tmp_path, capsys, name, where):
+    owned = tmp_path / "owned"
+    spec = yaml.safe_load(yaml.safe_dump(EVIL[name]).replace("{}", str(owned)))
+    value = [spec] if where in ("trainer.callbacks", "trainer.logger") else spec
+    if where == "model.views":
+        value = {"class_path": "csrtrain.pretrain.SimCLR", "init_args": {"backbone": "resnet18", "views": spec}}
+    section, _, key = where.partition(".")
+    path = tmp_path / "evil.yaml"
+    path.write_text(yaml.safe_dump({section: value if section == "model" else {key: value}}))
+    with pytest.raises(SystemExit) as stop:
+        fit(f"--config={path}")
+    assert stop.value.code == 2
+    assert name in capsys.readouterr().err
+    assert not owned.exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "argument, word",
+    [
+        ("--model.tempreature=0.2", "tempreature"),
+        ("--data.rot=x", "rot"),
+        ("--trainer.max_epoch=3", "max_epoch"),
+        ("--weights_only=false", "weights_only"),
+    ],
+)
+def test_an_unknown_key_is_named(fit, capsys, argument, word):
+    with pytest.raises(SystemExit) as stop:
+        fit(argument)
+    assert stop.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_yaml_is_named(fit, tmp_path, capsys):
+    path = tmp_path / "typo.yaml"
+    path.write_text("data:\n  init_args:\n    batchsize: 3\n")
+    with pytest.raises(SystemExit):
+        fit(f"--config={path}")
+    assert "batchsize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, word",
+    [
+        (["fot"], 2, "fot"),
+        ([], 2, "usage"),
+        (["--help"], 0, "usage"),
+        (["--version"], 0, "csrtrain 0"),
+        (["fit", "-c", "nope"], 2, "Shipped configs: medical_moco"),
+        (["check-data", "/nonexistent"], 2, "/nonexistent"),
+    ],
+)
+def test_wrong_use(arguments, code, word, capsys):
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert word in captured.out + captured.err
+
+
+def test_missing_and_empty_folders_stop_before_anything_is_written(fit, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert fit(f"--data.root={tmp_path / 'empty'}") == 2
+    assert "empty" in capsys.readouterr().err
+    assert fit("--fresh", f"--data.root={tmp_path / 'missing'}") == 2
+    assert "missing" in capsys.readouterr().err
