@@ -86,7 +86,7 @@ def main() -> None:
     """Train, evaluate, print, and write benchmarks/results/brain_mri.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()

@@ -114,9 +114,7 @@ def check_data(
     seen: dict[bytes, int] = {}
     same: dict[bytes, list[str]] = {}
     console = Console(stderr=True)
-    bar = track(
-        loader, "Checking images", len(index), console=console, transient=True, disable=not console.is_terminal
-    )
+    bar = track(loader, "Checking images", len(index), console=console, transient=True, disable=not console.is_terminal)
     for i, found in enumerate(bar):
         _count(report, found)
         sizes[i] = found.shape[1:]

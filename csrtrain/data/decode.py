@@ -241,7 +241,7 @@ def _count(path: str, slice_axis: int) -> int:
 
 def _frames(kind: str, path: str, status: os.stat_result, slice_axis: int) -> int:
     if kind == "NIfTI":
-        return nifti.frames(path, status.st_mtime_ns, status.st_size, slice_axis)
+        return nifti.frames(path, slice_axis)
     if kind == "TIFF":
         return raster.tiff_frames(path, status.st_mtime_ns, status.st_size)
     return dicom.frames(path) if kind == "DICOM" else 1

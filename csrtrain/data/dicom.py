@@ -13,13 +13,14 @@ Intensities of grey frames, `window`:
 Nothing of a file but its path, transfer syntax and pixel description ever enters an error message.
 """
 
+import os
 import warnings
 from typing import Any, cast
 
 import numpy as np
 import pydicom
 import simplejpeg
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
@@ -97,7 +98,10 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
     keyword = _require_pixels(dataset)
     frames = max(1, _integer(dataset, "NumberOfFrames", 1))
     samples = _integer(dataset, "SamplesPerPixel", 1)
-    require_size(_integer(dataset, "Rows"), _integer(dataset, "Columns"), samples, max_megapixels)
+    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+    require_size(rows, columns, samples, max_megapixels)
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        _require_bytes(dataset, path, keyword, frames * rows * columns * samples)
     pixels = _decode_pixels(dataset, path, frames, frame)
     require_finite(pixels)
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
@@ -109,6 +113,22 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
         raise DecodeError(f"Expected 1 or 3 samples per pixel, got {samples}. Leave the file out.")
     _flatten_functional_groups(dataset, frame)
     return _grey(dataset, pixels, window, is_float=keyword != "PixelData")[..., None]
+
+
+def _require_bytes(dataset: Dataset, path: str, keyword: str, values: int) -> None:
+    """Refuse uncompressed pixel data with bytes missing; of several frames, pydicom checks only the one it reads."""
+    expected = values * _integer(dataset, "BitsAllocated") // 8
+    if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
+        expected = expected * 2 // 3
+    element = dataset.get_item(keyword)
+    got = os.path.getsize(path) - _position(element) if element.value is None else len(cast(bytes, element.value))
+    if got < expected:
+        raise DecodeError(f"Expected {expected} bytes of pixel data, got {got}. The file is cut short; copy it again.")
+
+
+def _position(element: DataElement | RawDataElement) -> int:
+    """Where the value lies in the file."""
+    return element.value_tell if isinstance(element, RawDataElement) else cast(int, element.file_tell)
 
 
 def _decode_pixels(dataset: Dataset, path: str, frames: int, frame: int) -> Array:
@@ -129,9 +149,8 @@ def _decode_pixels(dataset: Dataset, path: str, frames: int, frame: int) -> Arra
 
 def _require_whole_jpeg(dataset: Dataset, path: str, frames: int, frame: int) -> None:
     """Refuse a truncated baseline JPEG, which GDCM and Pillow fill with grey."""
-    element = dataset.get_item("PixelData")
     with open(path, "rb") as file:
-        file.seek(element.value_tell if isinstance(element, RawDataElement) else cast(int, element.file_tell))
+        file.seek(_position(dataset.get_item("PixelData")))
         simplejpeg.decode_jpeg(get_frame(file, frame, number_of_frames=frames), "GRAY")
 
 

@@ -52,16 +52,17 @@ class Index(Sequence[str]):
         data = np.memmap(self.path, dtype=np.uint8, mode="r")
         if bytes(data[:16]) != _MAGIC:
             raise ValueError(f"Expected an index file, got {self.path}. Remove it.")
-        count, header_length = (int(number) for number in data[16:32].view(np.int64))
-        header = json.loads(bytes(data[32 : 32 + header_length]))
-        start = 32 + header_length
-        self._offsets = data[start : start + 8 * (count + 1)].view(np.int64)
-        self._blob = data[start + 8 * (count + 1) :]
-        if len(self._blob) < int(self._offsets[-1]):
+        count, header_length, times_length = (int(number) for number in data[16:40].view(np.int64))
+        header, rest = data[40 : 40 + header_length], data[40 + header_length :]
+        self._offsets = rest[: 8 * (count + 1)].view(np.int64)
+        self._blob = rest[8 * (count + 1) : len(rest) - times_length]
+        self._times_text = rest[len(rest) - times_length :]
+        if len(self._offsets) <= count or len(self._blob) != int(self._offsets[-1]):
             raise ValueError(f"Expected a whole index file, got a truncated one: {self.path}. Remove it.")
-        self.digest: str = header["digest"]
-        self.root: str = header["base"]
-        self._stamp: str = header["stamp"]
+        fields = json.loads(header.tobytes())
+        self.digest: str = fields["digest"]
+        self.root: str = fields["base"]
+        self._stamp: str = fields["stamp"]
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -81,8 +82,8 @@ class Index(Sequence[str]):
         return Index, (self.path,)
 
     def _times(self) -> Times:
-        """Folders and multi-frame files as they were; kept in the file, behind the addresses, not in memory."""
-        times = json.loads(self._blob[int(self._offsets[-1]) :].tobytes())
+        """Folders and multi-frame files as they were; kept in the file, not in memory."""
+        times = json.loads(self._times_text.tobytes())
         return {name: (mtime_ns, size) for name, (mtime_ns, size) in times.items()}
 
     def _holds(self) -> bool:
@@ -90,7 +91,7 @@ class Index(Sequence[str]):
         return all(_status(os.path.join(self.root, name)) == old for name, old in self._times().items())
 
     def _known_frames(self) -> dict[str, list[str]]:
-        """Addresses of the multi-frame files that have not changed."""
+        """Addresses of the multi-frame files of a folder that have not changed."""
         times = self._times()
         known: dict[str, list[str]] = {
             name: [] for name, old in times.items() if old[1] and _status(os.path.join(self.root, name)) == old
@@ -101,7 +102,7 @@ class Index(Sequence[str]):
                 name, mark, _ = address.rpartition("#")
                 if mark and name in known:
                     known[name].append(address)
-        return {name: list(dict.fromkeys(addresses)) for name, addresses in known.items()}  # a list may repeat a file
+        return known
 
     def _relative(self, i: int) -> str:
         return os.fsdecode(self._blob[self._offsets[i] : self._offsets[i + 1]].tobytes())
@@ -139,8 +140,8 @@ def build_index(
     root = root if root.startswith("samples:") else os.path.abspath(os.path.expanduser(root))
     arguments = (root, column, slice_axis, skip_empty, decode.EXTENSIONS, _EMPTY_SPAN)
     key = hashlib.sha256(json.dumps(arguments).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_cache()
-    folder = folder / key
+    base = Path(cache_dir).expanduser().absolute() if cache_dir is not None else _default_cache()
+    folder = base / key
     is_folder = os.path.isdir(root)
     cached = _newest(folder)
     if is_folder and cached is not None and cached._holds():
@@ -150,7 +151,9 @@ def build_index(
         return cached
     if listing.explicit:
         require_files(root, listing)
-    addresses, times = _expand(listing, slice_axis, skip_empty, cached._known_frames() if cached is not None else {})
+    addresses, times = _expand(
+        listing, slice_axis, skip_empty, cached._known_frames() if is_folder and cached is not None else {}
+    )
     if not addresses:
         raise ValueError(nothing_found(root, listing))
     return Index(_write(folder, addresses, listing, times))
@@ -262,8 +265,9 @@ def _write(folder: Path, addresses: list[str], listing: Listing, times: Times) -
     digest = hashlib.sha256(offsets.tobytes() + blob).hexdigest()
     header = json.dumps({"digest": digest, "base": listing.base, "stamp": listing.stamp}).encode()
     header += b" " * (-len(header) % 8)
-    numbers = np.array([len(encoded), len(header)], dtype=np.int64).tobytes()
-    parts = (_MAGIC, numbers, header, offsets.tobytes(), blob, json.dumps(times).encode())
+    tail = json.dumps(times).encode()
+    numbers = np.array([len(encoded), len(header), len(tail)], dtype=np.int64).tobytes()
+    parts = (_MAGIC, numbers, header, offsets.tobytes(), blob, tail)
     name = f"{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.index"
     try:
         path = _replace(folder, name, parts)

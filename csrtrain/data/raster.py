@@ -10,6 +10,7 @@ Why these decoders:
 """
 
 import io
+import re
 import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -62,6 +63,8 @@ def _exif_orientation(exif: bytes) -> int:
 
 # JPEG
 
+_HARMLESS_BYTES = 64
+
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, content) of the segments before the image data."""
@@ -81,8 +84,9 @@ def _decode_jpeg_pixels(data: bytes, colorspace: str) -> Array:
     try:
         pixels: Array = simplejpeg.decode_jpeg(data, colorspace)
     except ValueError as error:
-        # Bytes between the last block and the next marker: some cameras and editors write them, nothing is missing.
-        if "extraneous bytes" not in str(error):
+        # A few bytes between the last block and the next marker: some cameras write them, and nothing is missing.
+        extra = re.search(r"(\d+) extraneous bytes", str(error))
+        if extra is None or int(extra[1]) > _HARMLESS_BYTES:
             raise DecodeError(
                 f"Expected a whole JPEG image, got damaged or missing data ({str(error).strip()}). Copy the file again "
                 "or remove it."
@@ -104,14 +108,11 @@ def decode_jpeg(data: bytes, max_megapixels: float) -> Array:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     height, width = int(height), int(width)
     require_size(height, width, 3, max_megapixels)
-    orientation, adobe = 1, False
-    for marker, content in _jpeg_segments(data):
-        if marker == 0xE1 and content.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(content)
-        adobe = adobe or (marker == 0xEE and content.startswith(b"Adobe"))
+    segments = _jpeg_segments(data)
+    exifs = (content for marker, content in segments if marker == 0xE1 and content.startswith(b"Exif\0\0"))
+    orientation = next((_exif_orientation(exif) for exif in exifs), 1)
     if colorspace in ("CMYK", "YCCK"):
-        cmyk = _decode_jpeg_pixels(data, "CMYK")
-        pixels = _cmyk_to_rgb(255 - cmyk if adobe else cmyk)  # Adobe stores the inverse
+        pixels = _cmyk_to_rgb(255 - _decode_jpeg_pixels(data, "CMYK"))  # stored inverted, as Adobe began it
     else:
         pixels = _decode_jpeg_pixels(data, "GRAY" if colorspace == "Gray" else "RGB")
     return oriented(pixels, orientation)

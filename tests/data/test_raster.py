@@ -8,7 +8,6 @@ import pytest
 import tifffile
 import torch
 from PIL import Image, ImageOps
-from torchvision.io import decode_jpeg
 
 from csrtrain.data import decode
 from csrtrain.data.decode import DecodeError
@@ -50,7 +49,7 @@ def read(tmp_path, name, data, **options):
 
 
 def as_tensor(array):
-    array = np.asarray(array)
+    array = np.array(array)
     return torch.from_numpy(np.ascontiguousarray(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)))
 
 
@@ -64,21 +63,14 @@ def equal(got, want):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_equals_torchvision(tmp_path, channels, options):
+def test_jpeg_equals_pillow(tmp_path, channels, options):
     data = encode(picture(channels), "JPEG", **options)
-    got = read(tmp_path, "a.jpg", data)
-    assert torch.equal(got, decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)))
-    assert got.shape == (channels, HEIGHT, WIDTH)
+    assert equal(read(tmp_path, "a.jpg", data), Image.open(io.BytesIO(data)))
 
 
 def test_cmyk_jpeg_equals_pillow(tmp_path):
     data = encode(Image.fromarray(smooth(4), mode="CMYK"), "JPEG", quality=95)
-    assert b"Adobe" in data
-    assert equal(read(tmp_path, "adobe.jpg", data), Image.open(io.BytesIO(data)).convert("RGB"))
-    at = data.index(b"\xff\xee")
-    plain = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
-    want = Image.open(io.BytesIO(plain)).convert("RGB")
-    assert equal(read(tmp_path, "plain.jpg", plain), want)
+    assert equal(read(tmp_path, "a.jpg", data), Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_ycck_jpeg_equals_pillow(tmp_path):
@@ -273,7 +265,7 @@ def test_tiff_photometrics_equal_pillow(tmp_path):
 
 
 def test_tiff_ranges(tmp_path):
-    """Floats in [0,1] stay; other floats, signed and 32-bit integers go from smallest to largest; a window replaces it."""
+    """Floats in [0,1] stay; other floats, signed and 32-bit integers go from smallest to largest."""
     unit = RNG.random((HEIGHT, WIDTH), dtype=np.float32)
     assert torch.equal(read(tmp_path, "unit.tif", tiff(unit)), torch.from_numpy(unit)[None])
     for dtype in (np.int16, np.int32, np.uint32, np.float32, np.float64):
@@ -316,7 +308,9 @@ def test_tiff_with_nan_is_an_error(tmp_path):
     values = np.ones((HEIGHT, WIDTH), dtype=np.float32)
     values[2, 3] = np.nan
     values[4, 5] = np.inf
-    with pytest.raises(DecodeError, match=r"a\.tif: Expected finite pixel values, got 2 of 2378 that are NaN or infinite"):
+    with pytest.raises(
+        DecodeError, match=r"a\.tif: Expected finite pixel values, got 2 of 2378 that are NaN or infinite"
+    ):
         read(tmp_path, "a.tif", tiff(values))
 
 
