@@ -68,9 +68,7 @@ def evaluate(features: dict[str, np.ndarray], labels: Any, seed: int = 0) -> lis
     folds = group_folds(labels.groups, 5, seed)
     rows = []
     for k in NEIGHBOURS:
-        correct = {
-            name: knn_correct(torch.from_numpy(h), labels.values, folds, k=k) for name, h in features.items()
-        }
+        correct = {name: knn_correct(torch.from_numpy(h), labels.values, folds, k=k) for name, h in features.items()}
         for name, hits in correct.items():
             row: dict[str, Any] = {"neighbours": k, "representation": name, "accuracy": float(np.mean(hits))}
             if name in METHODS:
@@ -115,7 +113,9 @@ def main() -> None:
             f"{metrics['train/embedding_std']:.2f}, effective rank {metrics['train/effective_rank']:.1f} of 128, "
             f"alignment {metrics['train/alignment']:.2f}, uniformity {metrics['train/uniformity']:.2f}."
         )
-    result = harness.Result("brain_mri", "kNN accuracy on brain MRI, 5 folds by group", evaluate(features, labels), notes)
+    result = harness.Result(
+        "brain_mri", "kNN accuracy on brain MRI, 5 folds by group", evaluate(features, labels), notes
+    )
     result.show()
     if options.write:
         result.write()

@@ -25,8 +25,13 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], z0: Tensor, z1: Tensor) -> C
     return step
 
 
-def _row(what: str, ours: Callable[[], tuple[Tensor, Tensor]], peer: Callable[[], tuple[Tensor, Tensor]], flops: float,
-         targets: tuple[float, float]) -> dict[str, object]:
+def _row(
+    what: str,
+    ours: Callable[[], tuple[Tensor, Tensor]],
+    peer: Callable[[], tuple[Tensor, Tensor]],
+    flops: float,
+    targets: tuple[float, float],
+) -> dict[str, object]:
     (loss, gradient), (peer_loss, peer_gradient) = ours(), peer()
     times = harness.interleave({"ours": ours, "lightly": peer, "product": _product(flops)}, ROUNDS)
     memory, peer_memory = harness.peak_memory(ours), harness.peak_memory(peer)

@@ -28,8 +28,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 
 from csrtrain.data.unlabeled import UnlabeledData
+from csrtrain.models.weights import read_torch
 from csrtrain.pretrain import MoCo, SimCLR
-from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, load, newest
+from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, newest
 from csrtrain.runs.monitors import LabelProbe, RepresentationMonitor
 
 EPOCHS = 3
@@ -76,6 +77,7 @@ def pairwise() -> list[Setting]:
     }
     chosen: list[Setting] = []
     while missing:
+
         def gain(setting: Setting) -> int:
             return sum((a, setting[a], b, setting[b]) in missing for a, b in itertools.combinations(columns, 2))
 
@@ -173,7 +175,7 @@ def faults(whole: Path, part: Path) -> list[str]:
     """What differs between the last checkpoints of two runs."""
     a, b = newest(whole), newest(part)
     assert a is not None and b is not None
-    x, y = load(a), load(b)
+    x, y = read_torch(a), read_torch(b)
     keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "UnlabeledData")
     return [key for key in keys if not equal(x[key], y[key])]
 
@@ -229,9 +231,11 @@ def _worker(root: Path, settings: list[Setting], output: Path) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
-    rows = [drill(setting, root / f"worker-{setting.ranks}") for setting in settings if not make_images(
-        root / f"worker-{setting.ranks}" / "images"
-    )]
+    rows = [
+        drill(setting, root / f"worker-{setting.ranks}")
+        for setting in settings
+        if not make_images(root / f"worker-{setting.ranks}" / "images")
+    ]
     Path(f"{output}.{rank}").write_text(json.dumps(rows))
     if rank == "0":
         deadline = time.monotonic() + 60

@@ -82,7 +82,7 @@ def run() -> harness.Result:
         for name, value in seconds.items()
     ]
     notes = [
-        f"Two views of {BATCH} images, {LOADED} px to {SIZE} px, 3 channels, CPU, medians of {ROUNDS} interleaved rounds.",
+        f"Two views of {BATCH} RGB images, {LOADED} px to {SIZE} px, CPU, medians of {ROUNDS} interleaved rounds.",
         "Bars: at least 4 times kornia eager and 2 times kornia compiled, with our colour part compiled.",
         "The physical limit is the copy: memory for the views, written once.",
         "kornia takes float32 (its conversion from uint8 is not counted) and does not antialias the crop.",

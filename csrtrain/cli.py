@@ -139,7 +139,9 @@ def _explain(error: Exception) -> int:
     """Our own messages and file errors without a traceback; everything else is a fault and keeps it."""
     text = str(error)
     ours: Any = text if text.lstrip().startswith("Expected ") else None
-    if ours is None and "Expected " in text and "got " in text:  # raised in a loader process: the traceback stands above
+    if (
+        ours is None and "Expected " in text and "got " in text
+    ):  # raised in a loader process: the traceback stands above
         ours = text[text.rindex("Expected ") :]
     if ours is None and isinstance(error, OSError) and error.filename:
         ours = f"{error.strerror}: {error.filename}"

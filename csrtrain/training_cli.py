@@ -11,14 +11,15 @@ import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from csrtrain.cli import ALLOWED_IMPORTS
+from csrtrain.models.weights import read_torch
 from csrtrain.runs import checkpoints, directory
 from csrtrain.runs.loggers import CsvLogger
-from csrtrain.runs.monitors import LabelProbe, Narrator, RepresentationMonitor
+from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
 
 _RESUME = "CSRTRAIN_RESUME"  # the first rank tells the ranks it starts where to resume
 
@@ -34,20 +35,26 @@ class TrainingCLI(LightningCLI):
         )
         _quiet_lightning()
         self._lock: Any = None
+        self._keep: Callback | None = None
         self._resume: Path | None = None
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={"use_distributed_sampler": False},
-            args=args,
-            run=run,
-        )
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                trainer_defaults={"use_distributed_sampler": False},
+                parser_kwargs={"allow_abbrev": False, **{verb: {"allow_abbrev": False} for verb in self.subcommands()}},
+                args=args,
+                run=run,
+            )
+        finally:  # everything, the training too, happens in there
+            if self._lock is not None:
+                self._lock.close()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -55,9 +62,7 @@ class TrainingCLI(LightningCLI):
         return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--fresh", action="store_true", help="Move an old run of this name aside and begin anew."
-        )
+        parser.add_argument("--fresh", action="store_true", help="Move an old run of this name aside and begin anew.")
         parser.add_argument("-o", "--output", default=None, help="preview: the PNG to write.")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.channels", "model.init_args.channels")
@@ -106,11 +111,12 @@ class TrainingCLI(LightningCLI):
             print(f"Moved the old run to {old}.")
         self._lock = directory.lock(run_dir)
         config = yaml.safe_load(
-            self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+            self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
         )[self.subcommand]
         for key in ("config", "fresh", "output"):
             config.pop(key, None)
         directory.check_config(run_dir, config)
+        self._keep = KeepConfig(run_dir, config)
         given = self._options().get("ckpt_path")
         self._resume = checkpoints.newest(run_dir) or (Path(given) if given else None)
         os.environ[_RESUME] = str(self._resume or "")
@@ -134,12 +140,13 @@ class TrainingCLI(LightningCLI):
             callbacks.append(RichProgressBar())
         config["enable_model_summary"] = bool(config["enable_model_summary"])  # off unless asked for
         config["callbacks"] = [*callbacks, RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
+        config["callbacks"] += _as_list(self._keep)
         return Trainer(**config)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, or say that the run is complete."""
         if self._resume is not None:
-            stored = checkpoints.load(self._resume)
+            stored = read_torch(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
             if 0 <= self.trainer.max_steps <= step or 0 <= (self.trainer.max_epochs or -1) <= epoch:
                 rank_zero_only(print)(

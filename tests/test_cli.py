@@ -190,3 +190,4 @@ def test_missing_and_empty_folders_stop_before_anything_is_written(fit, tmp_path
     assert "empty" in capsys.readouterr().err
     assert fit("--fresh", f"--data.root={tmp_path / 'missing'}") == 2
     assert "missing" in capsys.readouterr().err
+    assert fit() == 0  # the mistyped folders have not become the run's config

@@ -28,28 +28,29 @@ def luma(x: Tensor) -> Tensor:
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of (n,3,H,W) by `turns` (n,1,1), in HSV with value and saturation kept.
 
-    The hexcone without its six cases: with hue h in sixths, value v and chroma c, channel k is
-    v - c * clamp(min(z, 4 - z), 0, 1), z = (h + (5, 3, 1)[k]) mod 6.
+    The hexcone without its six cases: with hue h in sixths of a turn, value v and chroma c, channel k is
+    v - c * clamp(2 - d, 0, 1), d the distance on the circle (of length 6) from h to the hue opposite to it: 3 for
+    red, 5 for green, 1 for blue, all plus 6 n.
     """
     r, g, b = x.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
-    divisor = torch.where(chroma == 0, 1.0, chroma)
-    hue = torch.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor)
-    hue = torch.where(value == r, (g - b) / divisor, hue) + 6 * turns
-    z = [torch.remainder(hue + offset, 6) for offset in (5.0, 3.0, 1.0)]
-    return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in z], dim=1)
+    inverse = 1 / torch.where(chroma == 0, 1.0, chroma)
+    hue = torch.where(value == g, 2 + (b - r) * inverse, 4 + (r - g) * inverse)
+    hue = torch.where(value == r, (g - b) * inverse, hue) + 6 * turns
+    distances = [hue - opposite for opposite in (3.0, 5.0, 1.0)]
+    distances = [(d - 6 * torch.round(d * (1 / 6))).abs() for d in distances]
+    return torch.stack([value - chroma * (2 - d).clamp(0, 1) for d in distances], dim=1)
 
 
 def _jitter(x: Tensor, factors: Tensor) -> Tensor:
     factors = factors[:, :, None, None, None]
     brightness, contrast, saturation, hue, grayscale = factors.unbind(1)  # (n,1,1,1) each
-    x = (brightness * x).clamp(0, 1)
-    mean = luma(x).mean((2, 3), keepdim=True)
-    x = (contrast * x + (1 - contrast) * mean).clamp(0, 1)
+    x = (brightness * x).clamp_(0, 1)
+    x = torch.lerp(luma(x).mean((2, 3), keepdim=True), x, contrast).clamp_(0, 1)
     if x.shape[1] != 3:
         return x
-    x = (saturation * x + (1 - saturation) * luma(x)).clamp(0, 1)
+    x = torch.lerp(luma(x), x, saturation).clamp_(0, 1)
     x = shift_hue(x, hue[:, 0])
     return torch.where(grayscale > 0, luma(x), x)
 

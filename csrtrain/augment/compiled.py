@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+_reported: set[str] = set()
 
 
 class Kernel:
@@ -42,5 +43,7 @@ class Kernel:
         except Exception as error:  # a mistake in the arguments is raised again by the uncompiled call
             result = self.uncompiled(*arguments)
             self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            logger.warning("The views run uncompiled, which is slower: %s", self.failure)
+            if self.failure not in _reported:
+                _reported.add(self.failure)
+                logger.warning("The views run uncompiled, which is slower: %s", self.failure)
             return result

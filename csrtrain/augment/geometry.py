@@ -32,7 +32,7 @@ def crop(images: Tensor, crops: Tensor, size: int) -> Tensor:
 
 def crop_each(images: Tensor, crops: Tensor, size: int) -> Tensor:
     """`crop`, one sample after the other; images and crops are on the CPU."""
-    out = torch.empty((len(images), images.shape[1], size, size))
+    out = torch.empty((len(images), images.shape[1], size, size), dtype=torch.float32)
     # numpy, because a host read of a host tensor is no synchronisation
     for k, (top, left, height, width, *turns) in enumerate(crops.numpy().astype(int).tolist()):
         x = images[k : k + 1, :, top : top + height, left : left + width]
@@ -83,8 +83,6 @@ def blur(x: Tensor, sigma: Tensor, radius: int, *, compiled: bool) -> Tensor:
         x: (n,C,H,W), H and W above `radius`.
         sigma: (n,) pixels, above 0.
     """
-    if len(x) == 0:
-        return x
     taps = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
     kernels = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     kernels = kernels / kernels.sum(1, keepdim=True)  # (n,taps)

@@ -62,21 +62,30 @@ class Views(nn.Module):
             drawn: of `draw`, on the device of the images.
 
         Returns:
-            two (B,C,size,size) float32 in [0,1].
+            two (B,C,size,size) float32 in [0,1], up to rounding.
         """
+        self._check(images, drawn)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._view(images, drawn, 0), self._view(images, drawn, 1)
+
+    def _check(self, images: Tensor, drawn: Drawn) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
                 f"Expected images (B,{self.channels},H,W), got {tuple(images.shape)}. Set data.channels to theirs."
             )
-        with torch.autocast(images.device.type, enabled=False):
-            return self._view(images, drawn, 0), self._view(images, drawn, 1)
+        if images.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(f"Expected uint8, or float32 in [0,1], got {images.dtype}. Convert the images before.")
+        if drawn["crops"].shape[1] != len(images):
+            raise ValueError(
+                f"Expected parameters of {len(images)} samples, got {drawn['crops'].shape[1]}. Draw for this batch."
+            )
 
     def _view(self, images: Tensor, drawn: Drawn, view: int) -> Tensor:
         blurred = drawn[f"blurred{view}"]
         drawn = {name: values[view] for name, values in drawn.items() if not name.startswith("blurred")}
         if images.device.type != "cpu":
             return self._make(images, drawn, blurred)
-        out = torch.empty((len(images), self.channels, self.size, self.size))
+        out = torch.empty((len(images), self.channels, self.size, self.size), dtype=torch.float32)
         rows = blurred.numpy()
         for start in range(0, len(images), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -92,9 +101,8 @@ class Views(nn.Module):
         if "color" in drawn:
             x = color.jitter(x, drawn["color"], compiled=self.compiled)
         if len(blurred):
-            soft = geometry.blur(
-                x[blurred], drawn["sigma"][blurred], geometry.blur_radius(self.size), compiled=self.compiled
-            )
+            sharp, sigma = x.index_select(0, blurred), drawn["sigma"].index_select(0, blurred)
+            soft = geometry.blur(sharp, sigma, geometry.blur_radius(self.size), compiled=self.compiled)
             x.index_copy_(0, blurred, soft)
         if "chain" in drawn:
             x = self._expose(x, drawn)

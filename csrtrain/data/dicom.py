@@ -23,7 +23,7 @@ import simplejpeg
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
@@ -100,9 +100,10 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
     samples = _integer(dataset, "SamplesPerPixel", 1)
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     require_size(rows, columns, samples, max_megapixels)
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+    decoder = _decoder(dataset)
+    if decoder.is_native:
         _require_bytes(dataset, path, keyword, frames * rows * columns * samples)
-    pixels = _decode_pixels(dataset, path, frames, frame)
+    pixels = _decode_pixels(dataset, decoder, path, frames, frame)
     require_finite(pixels)
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         return _palette(dataset, pixels)
@@ -113,6 +114,16 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
         raise DecodeError(f"Expected 1 or 3 samples per pixel, got {samples}. Leave the file out.")
     _flatten_functional_groups(dataset, frame)
     return _grey(dataset, pixels, window, is_float=keyword != "PixelData")[..., None]
+
+
+def _decoder(dataset: Dataset) -> Decoder:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        return get_decoder(syntax)
+    except NotImplementedError as error:
+        raise DecodeError(
+            f"Expected a transfer syntax that pydicom decodes, got {syntax.name}. Convert the file to an uncompressed one."
+        ) from error
 
 
 def _require_bytes(dataset: Dataset, path: str, keyword: str, values: int) -> None:
@@ -131,13 +142,13 @@ def _position(element: DataElement | RawDataElement) -> int:
     return element.value_tell if isinstance(element, RawDataElement) else cast(int, element.file_tell)
 
 
-def _decode_pixels(dataset: Dataset, path: str, frames: int, frame: int) -> Array:
+def _decode_pixels(dataset: Dataset, decoder: Decoder, path: str, frames: int, frame: int) -> Array:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         if syntax == pydicom.uid.JPEGBaseline8Bit:
             _require_whole_jpeg(dataset, path, frames, frame)
         if frames == 1:
-            return get_decoder(syntax).as_array(dataset, index=0)[0]
+            return decoder.as_array(dataset, index=0)[0]
         return np.asarray(pixel_array(path, index=frame, transfer_syntax_uid=syntax))
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")

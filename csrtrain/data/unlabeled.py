@@ -108,9 +108,7 @@ class UnlabeledImages(Dataset[ImageBatch]):
 
     def _load(self, i: int) -> Tensor:
         address = self.index[i]
-        image = decode.read(
-            address, window=self.window, slice_axis=self.slice_axis, max_megapixels=self.max_megapixels
-        )
+        image = decode.read(address, window=self.window, slice_axis=self.slice_axis, max_megapixels=self.max_megapixels)
         try:
             return decode.to_channels(image, self.channels)
         except ValueError as error:
@@ -278,7 +276,11 @@ class UnlabeledData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("min_epoch_length", min_epoch_length), ("load_size", load_size)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("min_epoch_length", min_epoch_length),
+            ("load_size", load_size),
+        ):
             if value < 1:
                 raise ValueError(f"Expected data.{name} >= 1, got {value}. Correct the config.")
         self.root = root
@@ -306,9 +308,7 @@ class UnlabeledData(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Index the images and check that an epoch holds at least one batch for every rank."""
-        self.index = build_index(
-            self.root, column=self.column, slice_axis=self.slice_axis, cache_dir=self.cache_dir
-        )
+        self.index = build_index(self.root, column=self.column, slice_axis=self.slice_axis, cache_dir=self.cache_dir)
         self.epoch_length = len(self.index) * max(1, self.min_epoch_length // len(self.index))
         self.batches_per_epoch = self.epoch_length // self.batch_size
         if self.batch_size % world_size():
@@ -427,4 +427,3 @@ class UnlabeledData(LightningDataModule):
             "window": self.window if isinstance(self.window, str) else list(self.window),
             "smoke_run": self.root.startswith("samples:"),
         }
-

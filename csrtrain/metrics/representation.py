@@ -141,9 +141,7 @@ def knn_correct(
     return correct
 
 
-def knn_accuracy(
-    h: Tensor | NDArray[Any], labels: NDArray[Any], groups: NDArray[np.int64], k: int = 20
-) -> float:
+def knn_accuracy(h: Tensor | NDArray[Any], labels: NDArray[Any], groups: NDArray[np.int64], k: int = 20) -> float:
     """Share of rows whose class the k nearest rows of other groups find; see `knn_correct`."""
     return float(knn_correct(h, labels, groups, k).mean())
 

@@ -1,11 +1,7 @@
 """Checkpoints that survive a kill at any moment: written whole, verified, read without running code."""
 
-import contextlib
 import hashlib
 import io
-import os
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file in the same directory, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+from csrtrain.bundle import write_atomically
+from csrtrain.models.weights import read_torch
 
 
 def _digest_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint with `weights_only=True`: plain data and tensors, no code.
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds more than plain data.
-    """
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"Expected a checkpoint, got no file at {path}. Check the path.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        # torch's own message tells the reader to switch the protection off, so only its cause is passed on.
-        if name := re.search(r"(?:Unsupported \w+:|GLOBAL) (\S+)", str(error)):
-            got, advice = f"a pickle that asks for {name[1]} and would run code", "Do not use this file"
-        else:
-            got, advice = f"a damaged or foreign file ({type(error).__name__})", "Use an earlier one"
-        raise ValueError(f"Expected a checkpoint with tensors and plain data in {path}, got {got}. {advice}.") from None
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"Expected a checkpoint in {path}, got a {type(checkpoint).__name__}. Check the path.")
-    return checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -69,11 +28,11 @@ class AtomicCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getvalue()
-        _write_atomically(_digest_path(path), hashlib.sha256(content).hexdigest().encode())
-        _write_atomically(path, content)
+        write_atomically(_digest_path(path), hashlib.sha256(content).hexdigest().encode())
+        write_atomically(path, content)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return load(path, map_location)
+        return read_torch(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -146,5 +105,4 @@ class RunCheckpoint(Checkpoint):
         """Remove what a killed save left behind."""
         if trainer.is_global_zero:
             for path in Path(trainer.default_root_dir, "checkpoints").glob(".*.tmp"):
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
+                path.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 import yaml
 
+from csrtrain.bundle import write_atomically
+
 # Keys that cannot change the result of a run, by prefix.
 _FREE = (
     "ckpt_path",
@@ -91,20 +93,22 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Keep the config of the first start; refuse a later one that would change the result.
+    """Refuse a config that would change the result of the run that was begun.
 
     Raises:
         RunRefused: with the difference.
     """
     path = run_dir / "config.yaml"
+    if path.exists() and (lines := difference(yaml.safe_load(path.read_text()), config)):
+        raise RunRefused(
+            f"Expected the config that the run in {run_dir} began with, got changes:\n" + "\n".join(lines) + "\n"
+            "Undo them, begin anew with --fresh, or name another directory with --trainer.default_root_dir."
+        )
+
+
+def keep_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Write the resolved config: config.yaml at the first start, config.resume-TIME.yaml at each later one."""
+    path = run_dir / "config.yaml"
     if path.exists():
-        old = yaml.safe_load(path.read_text())
-        if lines := difference(old, config):
-            raise RunRefused(
-                f"Expected the config that the run in {run_dir} began with, got changes:\n" + "\n".join(lines) + "\n"
-                "Undo them, begin anew with --fresh, or name another directory with --trainer.default_root_dir."
-            )
         path = run_dir / f"config.resume-{time.strftime('%Y%m%dT%H%M%S')}.yaml"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    temporary.replace(path)
+    write_atomically(path, yaml.safe_dump(config, sort_keys=False).encode())

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from csrtrain.batches import LabelledBatch
 from csrtrain.distributed import world_size
 from csrtrain.metrics.representation import RepresentationStatistics, knn_accuracy, knn_srcc
+from csrtrain.runs import directory
 
 _COLLAPSED_STD = 0.1  # embedding standard deviation, 1 = spread evenly over the sphere; our choice
 _COLLAPSED_RANK = 2.0  # effective rank of the projections; our choice
@@ -35,6 +37,18 @@ def describe_collapse(statistics: dict[str, float]) -> str | None:
             "model.learning_rate, or check with csrtrain preview that the views differ."
         )
     return None
+
+
+class KeepConfig(Callback):
+    """Keep the resolved config once training really starts, so that a mistyped path does not bind the run to itself."""
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        self.config = config
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory.keep_config(self.run_dir, self.config)
 
 
 class RepresentationMonitor(Callback):

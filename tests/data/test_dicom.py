@@ -325,7 +325,14 @@ def test_files_without_pixels(name):
         decode.read(embedded(name))
 
 
-def test_unsupported_codec_is_named():
+def test_unsupported_codec_is_named(tmp_path):
+    data = Path(embedded("CT_small.dcm")).read_bytes()
+    path = tmp_path / "a.dcm"
+    path.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"))
+    with pytest.raises(
+        DecodeError, match=r"Expected a transfer syntax that pydicom decodes, got 1\.2\.840\.10008\.9\.9\.9"
+    ):
+        decode.read(str(path))
     with pytest.raises(DecodeError, match=r"JPGExtended\.dcm: Expected pixel data that decode as JPEG Extended"):
         decode.read(embedded("JPGExtended.dcm"))
 

@@ -135,7 +135,11 @@ def write_labels(images, text):
 def test_labels_classes_groups_and_ratings(images):
     path = write_labels(images, "image,class,group\n" + "".join(f"{i}.png,{'ab'[i % 2]},{i // 2}\n" for i in range(10)))
     labels = read_labels(path, "class", "group")
-    assert labels.is_class and labels.values.tolist() == [0, 1] * 5 and labels.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert (
+        labels.is_class
+        and labels.values.tolist() == [0, 1] * 5
+        and labels.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    )
     ratings = read_labels(write_labels(images, "image,mos\n" + "".join(f"x,{i / 7}\n" for i in range(30))), "mos", None)
     assert not ratings.is_class and ratings.values[7] == 1.0 and len(set(ratings.groups)) == 30
 

@@ -23,7 +23,9 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     for i in range(32):
         Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
-    return dict(root=str(folder), channels=1, modality="mri", load_size=40, batch_size=8, workers=0, cache_dir=str(folder))
+    return dict(
+        root=str(folder), channels=1, modality="mri", load_size=40, batch_size=8, workers=0, cache_dir=str(folder)
+    )
 
 
 def trainer(tmp_path, **arguments):
@@ -142,7 +144,9 @@ def test_biases_and_norms_are_not_decayed(data, tmp_path, optimizer):
     groups = run.optimizers[0].param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])
-    assert sum(len(group["params"]) for group in groups) == len([*model.backbone.parameters(), *model.head.parameters()])
+    assert sum(len(group["params"]) for group in groups) == len(
+        [*model.backbone.parameters(), *model.head.parameters()]
+    )
 
 
 def test_bf16_keeps_views_and_loss_in_float32(data, tmp_path):

@@ -25,24 +25,29 @@ def changed(**values):
     return config
 
 
+def begin(run_dir, config):
+    directory.check_config(run_dir, config)
+    directory.keep_config(run_dir, config)
+
+
 def test_first_start_keeps_the_config_and_the_same_one_may_resume(tmp_path):
-    directory.check_config(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
-    directory.check_config(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     assert len(list(tmp_path.glob("config.resume-*.yaml"))) == 1
 
 
 @pytest.mark.parametrize("path, value", [("data__init_args__workers", 0), ("trainer__max_epochs", 9)])
 def test_keys_that_cannot_change_the_result_may_change(tmp_path, path, value):
-    directory.check_config(tmp_path, CONFIG)
-    directory.check_config(tmp_path, changed(**{path: value}))
+    begin(tmp_path, CONFIG)
+    begin(tmp_path, changed(**{path: value}))
 
 
 @pytest.mark.parametrize(
     "path, value", [("seed_everything", 1), ("data__init_args__root", "b"), ("trainer__accumulate_grad_batches", 2)]
 )
 def test_a_change_that_matters_is_refused_with_the_difference(tmp_path, path, value):
-    directory.check_config(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     with pytest.raises(directory.RunRefused, match=rf"{path.replace('__', '.')}: .* -> {value}"):
         directory.check_config(tmp_path, changed(**{path: value}))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG

@@ -39,10 +39,12 @@ def test_faults_compares_bit_by_bit(tmp_path):
     resume.make_images(tmp_path / "images")
     setting = resume.Setting(1, "moco", 0, "max_epochs", 1, False, True)
     resume.fit(setting, tmp_path / "images", tmp_path / "a", None)
-    state = resume.load(resume.newest(tmp_path / "a"))
+    state = resume.read_torch(resume.newest(tmp_path / "a"))
     for key in ("state_dict", "optimizer_states"):
         other = copy.deepcopy(state)
         tensors = other[key] if key == "state_dict" else other[key][0]["state"][0]
-        name = next(name for name, value in tensors.items() if resume.torch.is_tensor(value) and value.is_floating_point())
+        name = next(
+            name for name, value in tensors.items() if resume.torch.is_tensor(value) and value.is_floating_point()
+        )
         tensors[name].view(-1)[0] += 1e-7
         assert resume.equal(state[key], state[key]) and not resume.equal(state[key], other[key])
