@@ -6,7 +6,6 @@ It must always start again, from a checkpoint that is whole, and end bit-identic
 checkpoint is written after every step, so that many kills fall into a save.
 """
 
-import argparse
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import harness
 from benchmarks.resume import faults, make_images
 from csrtrain.runs.checkpoints import newest
 
@@ -112,15 +112,12 @@ def newest_name(run_dir: Path) -> str | None:
     return names[-1] if names else None
 
 
-def main() -> None:
-    """`python -m benchmarks.kill --kills 20`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        print(drill(Path(directory), options.kills, options.seed))
-
-
-if __name__ == "__main__":
-    main()
+def run() -> harness.Result:
+    """Five runs of 8 kills each."""
+    rows = []
+    for seed in range(5):
+        with tempfile.TemporaryDirectory() as directory:
+            row = drill(Path(directory), kills=8, seed=seed)
+        rows.append({"seed": seed, **row, "faults": "; ".join(row["faults"]) or "none"})
+    notes = ["After each kill the same command starts the run again; compared bit by bit with a run never killed."]
+    return harness.Result("kill", "SIGKILL at random moments, saves included", rows, notes)

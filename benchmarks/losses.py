@@ -94,7 +94,7 @@ def run() -> harness.Result:
         )
     )
     notes = [
-        "Forward and backward, float32, median of interleaved calls; memory is the rise of the resident set in one call.",
+        "Forward and backward, float32, median of interleaved calls; memory: rise of the resident set in one call.",
         "lightly's figures for InfoNCE include its copy and update of the bank; ours keeps the queue outside the loss.",
     ]
     return harness.Result("losses", "Contrastive losses, ours beside lightly", rows, notes, ("torch", "lightly"))

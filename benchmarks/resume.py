@@ -1,8 +1,8 @@
 """Resume drill: a run stopped after any optimiser step ends bit-identical to one that was never stopped.
 
-    python -m benchmarks resume          # the full product of factors, about half an hour on 2 cores
-    python -m benchmarks.resume --pairwise DIR   # what the tests run
+    python -m benchmarks resume
 
+runs the full product of the factors below, a quarter of an hour on 2 cores; the tests run a pairwise subset.
 For every setting the uninterrupted run keeps a checkpoint of each step. From each of them the run is resumed to its
 end, and once it is stopped twice. Compared bit by bit: the stream of sample indices and view pixels from the stop on,
 and at the end weights, queue, optimiser, schedule and the data module's position.
@@ -27,6 +27,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 
+from benchmarks import harness
 from csrtrain.data.unlabeled import UnlabeledData
 from csrtrain.models.weights import read_torch
 from csrtrain.pretrain import MoCo, SimCLR
@@ -66,24 +67,18 @@ def product() -> list[Setting]:
     return [Setting(*values) for values in itertools.product(*FACTORS.values())]
 
 
+def _pairs(setting: Setting) -> set[tuple[int, Any, int, Any]]:
+    return {(a, setting[a], b, setting[b]) for a, b in itertools.combinations(range(len(setting)), 2)}
+
+
 def pairwise() -> list[Setting]:
     """A greedy subset in which every pair of values of two factors occurs."""
-    columns = range(len(FACTORS))
-    missing = {
-        (a, x, b, y)
-        for a, b in itertools.combinations(columns, 2)
-        for x in list(FACTORS.values())[a]
-        for y in list(FACTORS.values())[b]
-    }
+    missing = set().union(*map(_pairs, product()))
     chosen: list[Setting] = []
     while missing:
-
-        def gain(setting: Setting) -> int:
-            return sum((a, setting[a], b, setting[b]) in missing for a, b in itertools.combinations(columns, 2))
-
-        best = max(product(), key=gain)
+        best = max(product(), key=lambda setting: len(_pairs(setting) & missing))
         chosen.append(best)
-        missing -= {(a, best[a], b, best[b]) for a, b in itertools.combinations(columns, 2)}
+        missing -= _pairs(best)
     return chosen
 
 
@@ -180,10 +175,9 @@ def faults(whole: Path, part: Path) -> list[str]:
     return [key for key in keys if not equal(x[key], y[key])]
 
 
-def drill(setting: Setting, root: Path) -> dict[str, Any]:
+def drill(setting: Setting, root: Path, images: Path) -> dict[str, Any]:
     """All stops of one setting."""
     start = time.perf_counter()
-    images = root / "images"
     name = "-".join(str(value) for value in setting)
     whole = fit(setting, images, root / name / "whole", None)
     paths = sorted((root / name / "whole" / "checkpoints").glob("step-*.ckpt"))
@@ -231,11 +225,8 @@ def _worker(root: Path, settings: list[Setting], output: Path) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
-    rows = [
-        drill(setting, root / f"worker-{setting.ranks}")
-        for setting in settings
-        if not make_images(root / f"worker-{setting.ranks}" / "images")
-    ]
+    directory = root / f"worker-{settings[0].ranks}"
+    rows = [drill(setting, directory, root / "images") for setting in settings]
     Path(f"{output}.{rank}").write_text(json.dumps(rows))
     if rank == "0":
         deadline = time.monotonic() + 60
@@ -248,20 +239,31 @@ def _worker(root: Path, settings: list[Setting], output: Path) -> None:
         output.write_text(json.dumps(rows))
 
 
+def run() -> harness.Result:
+    """The full product of the factors."""
+    with tempfile.TemporaryDirectory() as directory:
+        rows = drill_all(product(), Path(directory))
+    bad = [row for row in rows if row["faults"]]
+    table = [
+        {**{name: row[name] for name in FACTORS}, "stops": row["stops"], "faults": "; ".join(row["faults"]) or "none"}
+        for row in rows
+    ]
+    notes = [
+        f"{len(rows)} settings, {sum(row['stops'] for row in rows)} stops (each after an optimiser step of {EPOCHS} "
+        f"epochs, and one run per setting stopped twice within an epoch): {len(bad)} settings with a fault.",
+        "Compared bit by bit: samples and view pixels from the stop on; weights, queue, optimiser, schedule, position.",
+    ]
+    return harness.Result("resume", "Resume: stopped after any step, ended as if never stopped", table, notes)
+
+
 def main() -> None:
-    """Worker entry point and the pairwise drill of the tests."""
+    """Entry point of the worker processes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", type=Path)
-    parser.add_argument("--settings")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--pairwise", type=Path)
+    parser.add_argument("--worker", type=Path, required=True)
+    parser.add_argument("--settings", required=True)
+    parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    if options.worker:
-        _worker(options.worker, [Setting(*values) for values in json.loads(options.settings)], options.output)
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            for row in drill_all(pairwise(), options.pairwise or Path(directory)):
-                print(row)
+    _worker(options.worker, [Setting(*values) for values in json.loads(options.settings)], options.output)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import os
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
 _USAGE = """usage: csrtrain VERB ...
 
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
@@ -138,14 +136,13 @@ def main(argv: list[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     """Our own messages and file errors without a traceback; everything else is a fault and keeps it."""
     text = str(error)
-    ours: Any = text if text.lstrip().startswith("Expected ") else None
-    if (
-        ours is None and "Expected " in text and "got " in text
-    ):  # raised in a loader process: the traceback stands above
-        ours = text[text.rindex("Expected ") :]
-    if ours is None and isinstance(error, OSError) and error.filename:
-        ours = f"{error.strerror}: {error.filename}"
-    if ours is None or os.environ.get("CSRTRAIN_TRACEBACK"):
+    if "Original Traceback" in str(error):  # raised in a loader process: the message is the end of a traceback
+        text = text.rstrip().rpartition("Error: ")[2]
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.strerror}: {error.filename}"
+    elif "Expected " not in text:
+        text = ""
+    if not text or os.environ.get("CSRTRAIN_TRACEBACK"):
         raise error
-    print(f"error: {ours}", file=sys.stderr)
+    print(f"error: {text}", file=sys.stderr)
     return 2

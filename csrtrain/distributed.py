@@ -51,5 +51,5 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    out: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gather.apply(x)
     return out

@@ -103,7 +103,7 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.run_dir = run_dir
 
     def _prepare_run(self, run_dir: Path) -> None:
-        if rank_zero_only.rank != 0:
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             told = os.environ.get(_RESUME)
             self._resume = (Path(told) if told else None) if told is not None else checkpoints.newest(run_dir)
             return

@@ -184,6 +184,14 @@ def test_wrong_use(arguments, code, word, capsys):
     assert word in captured.out + captured.err
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_stops_the_run_with_its_name_and_the_reason(fit, images, capsys, workers):
+    (images / "07.png").write_bytes((images / "07.png").read_bytes()[:300])
+    assert fit(f"--data.workers={workers}") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "07.png: Expected" in error
+
+
 def test_missing_and_empty_folders_stop_before_anything_is_written(fit, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert fit(f"--data.root={tmp_path / 'empty'}") == 2

@@ -33,13 +33,10 @@ class Kernel:
         """Call the function; `compiled` is the caller's wish, not a promise."""
         if not compiled or self.failure is not None:
             return self.uncompiled(*arguments)
-        if self._compiled is None:
-            self._compiled = torch.compile(self.function)
-        for argument in arguments:
-            if isinstance(argument, Tensor) and argument.shape[0] > 1:
-                torch._dynamo.maybe_mark_dynamic(argument, 0)  # one compilation for all batch sizes
         try:
-            return self._compiled(*arguments)
+            return self._call_compiled(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a mistake in the arguments is raised again by the uncompiled call
             result = self.uncompiled(*arguments)
             self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -47,3 +44,15 @@ class Kernel:
                 _reported.add(self.failure)
                 logger.warning("The views run uncompiled, which is slower: %s", self.failure)
             return result
+
+    def _call_compiled(self, *arguments: Any) -> Tensor:
+        """One compilation serves every n: it is marked as dynamic, and 1, which is always special, becomes 2."""
+        if self._compiled is None:
+            self._compiled = torch.compile(self.function)
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if tensors[0].shape[0] == 1:
+            doubled = [torch.cat([x, x]) if isinstance(x, Tensor) else x for x in arguments]
+            return self._call_compiled(*doubled)[:1]
+        for tensor in tensors:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return self._compiled(*arguments)

@@ -83,10 +83,14 @@ def blur(x: Tensor, sigma: Tensor, radius: int, *, compiled: bool) -> Tensor:
         x: (n,C,H,W), H and W above `radius`.
         sigma: (n,) pixels, above 0.
     """
+    return _convolve(*_pad(x, sigma, radius), compiled=compiled)
+
+
+def _pad(x: Tensor, sigma: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Images with reflected borders, and kernels (n,2*radius+1)."""
     taps = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
     kernels = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    kernels = kernels / kernels.sum(1, keepdim=True)  # (n,taps)
-    return _convolve(F.pad(x, (radius,) * 4, mode="reflect"), kernels, compiled=compiled)
+    return F.pad(x, (radius,) * 4, mode="reflect"), kernels / kernels.sum(1, keepdim=True)
 
 
 def _convolve_fused(x: Tensor, kernels: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ class Views(nn.Module):
 
     def _make(self, images: Tensor, drawn: Drawn, blurred: Tensor) -> Tensor:
         """One view of each image; `blurred` are the rows to blur."""
-        x = geometry.crop(images, drawn["crops"], self.size)  # (n,C,S,S)
+        return self._vary(geometry.crop(images, drawn["crops"], self.size), drawn, blurred)
+
+    def _vary(self, x: Tensor, drawn: Drawn, blurred: Tensor) -> Tensor:
+        """Colour, blur and imaging chain of crops (n,C,S,S)."""
         if "stain" in drawn and self.channels == 3:
             x = color.stain(x, drawn["stain"], compiled=self.compiled)
         if "color" in drawn:

@@ -13,20 +13,15 @@ Intensities of grey frames, `window`:
 Nothing of a file but its path, transfer syntax and pixel description ever enters an error message.
 """
 
-import os
 import warnings
 from typing import Any, cast
 
 import numpy as np
 import pydicom
-import simplejpeg
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
 
+from csrtrain.data.dicom_pixels import stored_pixels
 from csrtrain.data.intensity import (
     Array,
     DecodeError,
@@ -98,12 +93,8 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
     keyword = _require_pixels(dataset)
     frames = max(1, _integer(dataset, "NumberOfFrames", 1))
     samples = _integer(dataset, "SamplesPerPixel", 1)
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
-    require_size(rows, columns, samples, max_megapixels)
-    decoder = _decoder(dataset)
-    if decoder.is_native:
-        _require_bytes(dataset, path, keyword, frames * rows * columns * samples)
-    pixels = _decode_pixels(dataset, decoder, path, frames, frame)
+    require_size(_integer(dataset, "Rows"), _integer(dataset, "Columns"), samples, max_megapixels)
+    pixels = stored_pixels(dataset, path, frames, frame)
     require_finite(pixels)
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         return _palette(dataset, pixels)
@@ -114,55 +105,6 @@ def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -
         raise DecodeError(f"Expected 1 or 3 samples per pixel, got {samples}. Leave the file out.")
     _flatten_functional_groups(dataset, frame)
     return _grey(dataset, pixels, window, is_float=keyword != "PixelData")[..., None]
-
-
-def _decoder(dataset: Dataset) -> Decoder:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        return get_decoder(syntax)
-    except NotImplementedError as error:
-        raise DecodeError(
-            f"Expected a transfer syntax that pydicom decodes, got {syntax.name}. Convert the file to an uncompressed one."
-        ) from error
-
-
-def _require_bytes(dataset: Dataset, path: str, keyword: str, values: int) -> None:
-    """Refuse uncompressed pixel data with bytes missing; of several frames, pydicom checks only the one it reads."""
-    expected = values * _integer(dataset, "BitsAllocated") // 8
-    if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
-        expected = expected * 2 // 3
-    element = dataset.get_item(keyword)
-    got = os.path.getsize(path) - _position(element) if element.value is None else len(cast(bytes, element.value))
-    if got < expected:
-        raise DecodeError(f"Expected {expected} bytes of pixel data, got {got}. The file is cut short; copy it again.")
-
-
-def _position(element: DataElement | RawDataElement) -> int:
-    """Where the value lies in the file."""
-    return element.value_tell if isinstance(element, RawDataElement) else cast(int, element.file_tell)
-
-
-def _decode_pixels(dataset: Dataset, decoder: Decoder, path: str, frames: int, frame: int) -> Array:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        if syntax == pydicom.uid.JPEGBaseline8Bit:
-            _require_whole_jpeg(dataset, path, frames, frame)
-        if frames == 1:
-            return decoder.as_array(dataset, index=0)[0]
-        return np.asarray(pixel_array(path, index=frame, transfer_syntax_uid=syntax))
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise DecodeError(
-            f"Expected pixel data that decode as {syntax.name}, got: {reason}. Copy the file again, "
-            "or convert it to an uncompressed transfer syntax."
-        ) from error
-
-
-def _require_whole_jpeg(dataset: Dataset, path: str, frames: int, frame: int) -> None:
-    """Refuse a truncated baseline JPEG, which GDCM and Pillow fill with grey."""
-    with open(path, "rb") as file:
-        file.seek(_position(dataset.get_item("PixelData")))
-        simplejpeg.decode_jpeg(get_frame(file, frame, number_of_frames=frames), "GRAY")
 
 
 def _palette(dataset: Dataset, index: Array) -> Array:

@@ -66,7 +66,7 @@ def _exif_orientation(exif: bytes) -> int:
 _HARMLESS_BYTES = 64
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, content) of the segments before the image data."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -108,7 +108,7 @@ def decode_jpeg(data: bytes, max_megapixels: float) -> Array:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     height, width = int(height), int(width)
     require_size(height, width, 3, max_megapixels)
-    segments = _jpeg_segments(data)
+    segments = jpeg_segments(data)
     exifs = (content for marker, content in segments if marker == 0xE1 and content.startswith(b"Exif\0\0"))
     orientation = next((_exif_orientation(exif) for exif in exifs), 1)
     if colorspace in ("CMYK", "YCCK"):

@@ -152,7 +152,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         return square(self.images._load(i), self.images.load_size, 0.5), i
 
 
-def _as_is(batch: ImageBatch) -> ImageBatch:
+def _as_is(batch: Any) -> Any:
     """In place of PyTorch's conversion, which would make tensors of the positions."""
     return batch
 
@@ -207,7 +207,8 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
 class EpochBatches(Sampler[BatchKey]):
     """The batches of one epoch for this rank, from where the data module stands.
 
-    The order is a function of (seed, epoch); a global batch is a run of positions in it, and rank r takes the r-th part.
+    The order is a function of (seed, epoch); a global batch is a run of positions in it; rank r
+    takes the r-th part.
     """
 
     def __init__(self, data: "UnlabeledData") -> None:

@@ -82,7 +82,7 @@ class SoftmaxContrast(torch.autograd.Function):
         return (total / n).to(rows.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_columns, grad_extra = (None if g is None else g * grads[0] for g in ctx.saved_tensors)
         return grad_rows, grad_columns, None, None, None, grad_extra

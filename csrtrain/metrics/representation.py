@@ -1,5 +1,6 @@
 """How a representation looks without labels, and what nearest neighbours make of it with labels."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,14 @@ def embedding_std(z: Tensor) -> Tensor:
     1 when they are spread evenly over the sphere, 0 when all are the same (Chen & He, arXiv 2011.10566, section 4.1).
     """
     z = F.normalize(z.float(), dim=1)
-    return z.std(0, correction=0).mean() * z.shape[1] ** 0.5
+    spread: Tensor = z.std(0, correction=0).mean() * math.sqrt(z.shape[1])
+    return spread
 
 
 def effective_rank(z: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values of (N,d), from 1 to d (RankMe: Garrido et al., arXiv 2210.02885).
+    """exp of the entropy of the normalised singular values of (N,d), from 1 to d.
 
-    Taken of L2-normalised projections, not centred.
+    RankMe (Garrido et al., arXiv 2210.02885). Taken of L2-normalised projections, not centred.
     """
     return _effective_rank(F.normalize(z.double(), dim=1).T @ F.normalize(z.double(), dim=1))
 

@@ -15,7 +15,8 @@ def update_momentum(online: nn.Module, momentum_copy: nn.Module, momentum: float
 
     Buffers are left alone: the copy keeps the batch statistics of its own forward passes.
     """
-    copies, originals = list(momentum_copy.parameters()), list(online.parameters())
+    copies: list[Tensor] = list(momentum_copy.parameters())
+    originals: list[Tensor] = list(online.parameters())
     torch._foreach_lerp_(copies, originals, 1.0 - momentum)
 
 

@@ -5,7 +5,7 @@ Chen et al., "Improved baselines with momentum contrastive learning", arXiv 2003
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from csrtrain import distributed, draws
-from csrtrain.augment.views import Modality, Views
+from csrtrain.augment.views import Modality, ViewPipeline, Views
 from csrtrain.batches import ImageBatch, LabelledBatch, ViewBatch
 from csrtrain.losses.info_nce import info_nce
 from csrtrain.models.backbone import Backbone
@@ -65,11 +65,11 @@ class MoCo(LightningModule):
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"Expected model.momentum in [0, 1), got {momentum}. Correct the config.")
-        self.views = Views(modality, size, channels) if views is None else views
+        self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
         self.head = moco_head(width, hidden_dim or width, projection_dim)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         self.queue = Queue(queue_size, projection_dim)

@@ -47,9 +47,8 @@ def build(
         optimizer = torch.optim.AdamW(groups, lr=learning_rate)
 
     def factor(step: int) -> float:  # a function, so that a resumed run may have more steps than its checkpoint knew
-        return cosine_warmup_schedule(
-            min(step, total_steps), total_steps, 1.0, 0.0, int(warmup_fraction * total_steps), warmup_start_value=0.0
-        )
+        warmup = int(warmup_fraction * total_steps)
+        return float(cosine_warmup_schedule(min(step, total_steps), total_steps, 1.0, 0.0, warmup, 0.0))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,14 +3,14 @@
 Chen et al., "A simple framework for contrastive learning of visual representations", arXiv 2002.05709.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from csrtrain import distributed, draws
-from csrtrain.augment.views import Modality, Views
+from csrtrain.augment.views import Modality, ViewPipeline, Views
 from csrtrain.batches import ImageBatch, LabelledBatch, ViewBatch
 from csrtrain.losses.nt_xent import nt_xent
 from csrtrain.models.backbone import Backbone
@@ -53,11 +53,11 @@ class SimCLR(LightningModule):
         warmup_fraction: float = 0.1,
     ) -> None:
         super().__init__()
-        self.views = Views(modality, size, channels) if views is None else views
+        self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
         self.head = simclr_head(width, hidden_dim or width, projection_dim)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         self.temperature = temperature
         self.optimizer = optimizer
         self.learning_rate = learning_rate

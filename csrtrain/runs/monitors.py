@@ -174,13 +174,15 @@ class Narrator(Callback):
     def summary(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """A paragraph: what was trained, how it went, what to do next."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        monitor = next(c for c in trainer.callbacks if isinstance(c, RepresentationMonitor))
-        probe = next(c for c in trainer.callbacks if isinstance(c, LabelProbe))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitor = next(c for c in callbacks if isinstance(c, RepresentationMonitor))
+        probe = next(c for c in callbacks if isinstance(c, LabelProbe))
+        backbone: Any = pl_module.backbone
         minutes = (time.monotonic() - self._start) / 60
         loss = trainer.callback_metrics.get("train/epoch_loss")
         lines = [
             "",
-            f"{type(pl_module).__name__} trained {pl_module.backbone.name} on {len(data.index)} images: "
+            f"{type(pl_module).__name__} trained {backbone.name} on {len(data.index)} images: "
             f"{trainer.global_step} steps of {data.batch_size} images, {minutes:.1f} minutes in this start"
             + (f", mean loss of the last epoch {float(loss):.3f}." if loss is not None else "."),
         ]

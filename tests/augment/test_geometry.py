@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 
 from csrtrain.augment import geometry
@@ -75,9 +74,8 @@ def convolve_literally(image, sigma, radius):
 def test_blur_equals_torchvision(noise_images, convolve, size, radius):
     images = noise_images(3, 3, size, size).float() / 255
     sigma = torch.tensor([0.1, 0.8, 2.0])
-    kernels = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
-    kernels /= kernels.sum(1, keepdim=True)
-    result = convolve(F.pad(images, (radius,) * 4, mode="reflect"), kernels)
+    padded, kernels = geometry._pad(images, sigma, radius)
+    result = convolve(padded, kernels)
     for x, y, s in zip(images, result, sigma.tolist(), strict=True):
         assert (y - TF.gaussian_blur(x, 2 * radius + 1, s)).abs().max() < 1e-5
     assert torch.equal(

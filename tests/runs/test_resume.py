@@ -15,11 +15,14 @@ def test_every_stop_of_the_pairwise_settings_ends_bit_identical(tmp_path):
 
 
 def test_the_drill_sees_a_lost_position(tmp_path, monkeypatch):
-    """The comparison must fail when the data module forgets where it stood."""
-    monkeypatch.setattr(resume.UnlabeledData, "load_state_dict", lambda self, state_dict: None)
+    """The comparison must fail when the data module replays the order of epoch 0."""
+    forget = lambda self, state_dict: setattr(self, "batch", state_dict["batch"])  # noqa: E731
+    monkeypatch.setattr(resume.UnlabeledData, "load_state_dict", forget)
     resume.make_images(tmp_path / "images")
     setting = resume.Setting(1, "simclr", 0, "max_epochs", 1, False, True)
-    assert any("other samples or views" in fault for fault in resume.drill(setting, tmp_path)["faults"])
+    assert any(
+        "other samples or views" in fault for fault in resume.drill(setting, tmp_path, tmp_path / "images")["faults"]
+    )
 
 
 def test_pairwise_covers_every_pair():
