@@ -137,7 +137,7 @@ def _explain(error: Exception) -> int:
     """Our own messages and file errors without a traceback; everything else is a fault and keeps it."""
     text = str(error)
     if "Original Traceback" in str(error):  # raised in a loader process: the message is the end of a traceback
-        text = text.rstrip().rpartition("Error: ")[2]
+        text = text.rstrip().splitlines()[-1].partition("Error: ")[2]
     if isinstance(error, OSError) and error.filename:
         text = f"{error.strerror}: {error.filename}"
     elif "Expected " not in text:
