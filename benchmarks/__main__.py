@@ -16,7 +16,7 @@ def main() -> None:
         parser.error(f"Expected names of {', '.join(NAMES)}, got {', '.join(unknown)}.")
     for name in options.names or NAMES:
         result = importlib.import_module(f"benchmarks.{name}").run()
-        print(result.markdown())
+        result.show()
         if options.write:
             result.write()
 

@@ -93,6 +93,10 @@ class Result:
         lines += ["", *[f"- {note}" for note in self.notes], *[f"- {line}" for line in self.provenance()]]
         return "\n".join(lines) + "\n"
 
+    def show(self) -> None:
+        """Print the page."""
+        print(self.markdown())
+
     def provenance(self) -> list[str]:
         """Command, machine, versions, commit, date."""
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("csrtrain", *self.packages))
