@@ -21,6 +21,14 @@ from csrtrain.runs import checkpoints, directory
 from csrtrain.runs.loggers import CsvLogger
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
 
+_DESCRIPTIONS = {
+    "fit": "Train; the same command again goes on where the run stands. "
+    "Example: csrtrain fit -c medical_simclr --data.root images/ --data.modality mri",
+    "validate": "Measure the newest checkpoint of a run on its labelled images. "
+    "Example: csrtrain validate -c medical_simclr --data.root images/ --data.labels labels.csv",
+    "test": "Test a checkpoint; pretraining has no test. Example: csrtrain test -c CONFIG --ckpt_path CHECKPOINT",
+    "predict": "Predict with a checkpoint; pretraining has no prediction. Example: csrtrain predict -c CONFIG",
+}
 _RESUME = "CSRTRAIN_RESUME"  # the first rank tells the ranks it starts where to resume
 
 
@@ -34,6 +42,7 @@ class TrainingCLI(LightningCLI):
             instantiate_subclass_spec_in_any=False,
         )
         _quiet_lightning()
+        self._run = run  # without, only the classes are made, for preview
         self._lock: Any = None
         self._keep: Callback | None = None
         self._resume: Path | None = None
@@ -48,7 +57,10 @@ class TrainingCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 trainer_defaults={"use_distributed_sampler": False},
-                parser_kwargs={"allow_abbrev": False, **{verb: {"allow_abbrev": False} for verb in self.subcommands()}},
+                parser_kwargs={
+                    "allow_abbrev": False,
+                    **{verb: {"allow_abbrev": False, "description": text} for verb, text in _DESCRIPTIONS.items()},
+                },
                 args=args,
                 run=run,
             )
@@ -63,7 +75,8 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--fresh", action="store_true", help="Move an old run of this name aside and begin anew.")
-        parser.add_argument("-o", "--output", default=None, help="preview: the PNG to write.")
+        if not self._run:
+            parser.add_argument("-o", "--output", default=None, help="The PNG to write.")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.channels", "model.init_args.channels")
         parser.link_arguments("data.init_args.modality", "model.init_args.modality")
@@ -107,13 +120,15 @@ class TrainingCLI(LightningCLI):
             told = os.environ.get(_RESUME)
             self._resume = (Path(told) if told else None) if told is not None else checkpoints.newest(run_dir)
             return
-        if self._options().fresh and (old := directory.set_aside(run_dir)):
-            print(f"Moved the old run to {old}.")
         self._lock = directory.lock(run_dir)
+        if self._options().fresh and (run_dir / "config.yaml").exists():
+            print(f"Moved the old run to {directory.set_aside(run_dir)}.")
+            self._lock.close()
+            self._lock = directory.lock(run_dir)
         config = yaml.safe_load(
             self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
         )[self.subcommand]
-        for key in ("config", "fresh", "output"):
+        for key in ("config", "fresh"):
             config.pop(key, None)
         directory.check_config(run_dir, config)
         self._keep = KeepConfig(run_dir, config)

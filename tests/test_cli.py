@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from csrtrain.cli import main
+from csrtrain.runs import directory
 
 SMALL = [
     "--model.backbone=test_resnet",
@@ -69,6 +70,15 @@ def test_a_changed_config_is_refused_and_fresh_begins_anew(fit, tmp_path, capsys
     assert (tmp_path / "run.old-1" / "config.yaml").exists()
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["model"]["init_args"]["temperature"] == 0.5
+
+
+def test_a_live_run_is_neither_joined_nor_moved_aside(fit, tmp_path, capsys):
+    assert fit() == 0
+    with directory.lock(tmp_path / "run"):
+        for argument in ("--trainer.max_epochs=3", "--fresh"):
+            assert fit(argument) == 2
+            assert "in use by process" in capsys.readouterr().err
+    assert not (tmp_path / "run.old-1").exists()
 
 
 def test_export_makes_a_bundle_that_loads(fit, tmp_path, capsys):

@@ -20,11 +20,10 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import pixel_array
 
 from csrtrain.data.intensity import Array, DecodeError
-from csrtrain.data.raster import jpeg_segments
+from csrtrain.data.raster import jpeg_size
 
 _SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, image and tile size
 _LOSSLESS_JPEG = (pydicom.uid.JPEGLossless, pydicom.uid.JPEGLosslessSV1)
-_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -92,9 +91,7 @@ def _require_whole(dataset: Dataset, codestream: bytes) -> None:
     """Refuse JPEG and JPEG 2000 of another size than the header says, and JPEG that is cut short."""
     size = dataset.Rows, dataset.Columns
     if codestream.startswith(b"\xff\xd8"):  # JPEG, JPEG-LS
-        for marker, content in jpeg_segments(codestream):
-            if marker in _START_OF_FRAME:
-                _require_same((int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")), size)
+        _require_same(jpeg_size(codestream), size)
         if dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit:
             simplejpeg.decode_jpeg(codestream, "GRAY")  # raises where data are missing
         elif not codestream.rstrip(b"\0\xff").endswith(b"\xd9"):  # the end mark, and padding
@@ -104,9 +101,10 @@ def _require_whole(dataset: Dataset, codestream: bytes) -> None:
         _require_same((bottom - top, right - left), size)
 
 
-def _require_same(got: tuple[int, int], expected: tuple[int, int]) -> None:
+def _require_same(got: tuple[int, int] | None, expected: tuple[int, int]) -> None:
     if got != expected:
-        raise ValueError(f"{got[1]} x {got[0]} pixels instead of {expected[1]} x {expected[0]}")
+        found = "no size" if got is None else f"{got[1]} x {got[0]} pixels"
+        raise ValueError(f"{found} instead of {expected[1]} x {expected[0]}")
 
 
 def _decode_jpeg(dataset: Dataset, codestream: bytes) -> Array:
@@ -116,5 +114,5 @@ def _decode_jpeg(dataset: Dataset, codestream: bytes) -> Array:
         return np.asarray(convert_color_space(pixels, "YBR_FULL", "RGB"))
     if dataset.get("PixelRepresentation") == 1:
         unused = 8 * pixels.dtype.itemsize - dataset.BitsStored
-        return np.right_shift((pixels << unused).astype(f"i{pixels.dtype.itemsize}"), unused)
+        return np.asarray(np.right_shift((pixels << unused).astype(f"i{pixels.dtype.itemsize}"), unused))
     return pixels

@@ -64,9 +64,10 @@ def _exif_orientation(exif: bytes) -> int:
 # JPEG
 
 _HARMLESS_BYTES = 64
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, content) of the segments before the image data."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -78,6 +79,14 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             continue
         yield marker, data[at + 4 : at + 2 + length]
         at += 2 + length
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG or JPEG-LS codestream; None when its header does not say."""
+    for marker, content in _jpeg_segments(data):
+        if marker in _START_OF_FRAME:
+            return int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
+    return None
 
 
 def _decode_jpeg_pixels(data: bytes, colorspace: str) -> Array:
@@ -108,7 +117,7 @@ def decode_jpeg(data: bytes, max_megapixels: float) -> Array:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     height, width = int(height), int(width)
     require_size(height, width, 3, max_megapixels)
-    segments = jpeg_segments(data)
+    segments = _jpeg_segments(data)
     exifs = (content for marker, content in segments if marker == 0xE1 and content.startswith(b"Exif\0\0"))
     orientation = next((_exif_orientation(exif) for exif in exifs), 1)
     if colorspace in ("CMYK", "YCCK"):
@@ -188,6 +197,12 @@ def decode_pillow(data: bytes, kind: str, max_megapixels: float) -> Array:
 # TIFF
 
 
+_TIFF_CODECS = (
+    *("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "WEBP", "JPEG"),
+    *("CCITTRLE", "CCITTFAX3", "CCITTFAX4"),
+)
+
+
 @lru_cache(maxsize=1024)
 def _tiff_pages(path: str, mtime_ns: int, size: int) -> tuple[int, ...]:
     """Numbers of the pages that are images of their own, without reduced copies (thumbnails, pyramids)."""
@@ -238,9 +253,7 @@ def decode_tiff(path: str, mtime_ns: int, size: int, frame: int, window: Window,
             raise DecodeError(
                 f"Expected flat TIFF pages, got {page.imagedepth} planes in one. Save one page per plane."
             )
-        ends = (offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
-        if max(ends, default=0) > size:  # some codecs fill what is missing with grey
-            raise DecodeError("Expected a whole TIFF file, got one that ends before its pixel data do. Copy it again.")
+        _require_whole_page(page, tiff.filehandle, size)
         pixels: Array = page.asarray(maxworkers=1)
         colormap = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
     if page.axes.startswith("S"):
@@ -250,6 +263,22 @@ def decode_tiff(path: str, mtime_ns: int, size: int, frame: int, window: Window,
     pixels = _tiff_colors(page, pixels, colormap, window)
     tag = page.tags.get("Orientation")
     return oriented(pixels, int(tag.value) if tag is not None else 1)
+
+
+def _require_whole_page(page: Any, file: Any, size: int) -> None:
+    """Refuse a page that ends behind the file, which some codecs fill with grey, and tiles larger than they may be."""
+    if page.compression.name not in _TIFF_CODECS:
+        raise DecodeError(f"Expected TIFF compressed by {', '.join(_TIFF_CODECS[:9])}, got {page.compression.name}.")
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if any(offset + count > size for offset, count in segments):
+        raise DecodeError("Expected a whole TIFF file, got one that ends before its pixel data do. Copy it again.")
+    if page.compression == tifffile.COMPRESSION.JPEG:
+        height, width = max(page.tilelength, page.imagelength), max(page.tilewidth, page.imagewidth)
+        for offset, count in segments:
+            file.seek(offset)
+            got = jpeg_size(file.read(min(count, 65536)))
+            if got is not None and (got[0] > height or got[1] > width):
+                raise DecodeError(f"Expected tiles up to {width} x {height}, got {got[1]} x {got[0]}. Remove the file.")
 
 
 def _tiff_colors(page: Any, pixels: Array, colormap: Array | None, window: Window) -> Array:

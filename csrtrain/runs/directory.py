@@ -63,10 +63,8 @@ def lock(run_dir: Path) -> TextIO:
     return file
 
 
-def set_aside(run_dir: Path) -> Path | None:
-    """Move an old run out of the way (`--fresh`): RUN -> RUN.old-1, RUN.old-2, ..."""
-    if not run_dir.exists():
-        return None
+def set_aside(run_dir: Path) -> Path:
+    """Move an old run, whose lock is held, out of the way (`--fresh`): RUN -> RUN.old-1, RUN.old-2, ..."""
     number = 1
     while (target := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
         number += 1

@@ -304,6 +304,27 @@ def test_truncated_tiff_is_an_error(tmp_path, compression):
         read(tmp_path, "a.tif", data[:-500])
 
 
+def test_tiff_tiles_that_claim_more_pixels_are_refused(tmp_path):
+    data = bytearray(tiff(noise(3), photometric="rgb", compression="jpeg", tile=(16, 16)))
+    at = data.rindex(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 60000, 60000)
+    with pytest.raises(DecodeError, match="Expected tiles up to 58 x 41, got 60000 x 60000"):
+        read(tmp_path, "a.tif", data)
+    with pytest.raises(DecodeError, match="Expected TIFF compressed by NONE, LZW, .*, got JPEG2000"):
+        read(tmp_path, "b.tif", tiff(noise(3), photometric="rgb", compression="jpeg2000"))
+
+
+@pytest.mark.parametrize("compression", ["packbits", "lzma", "zstd", "webp", "jpeg"])
+def test_tiff_codecs(tmp_path, compression):
+    pixels = smooth(3)
+    options = {"compressionargs": {"lossless": True}} if compression == "webp" else {}
+    got = read(tmp_path, "a.tif", tiff(pixels, photometric="rgb", compression=compression, **options))
+    if compression == "jpeg":
+        assert (got.int() - as_tensor(pixels.astype(np.int32))).abs().float().mean() < 3
+    else:
+        assert equal(got, pixels)
+
+
 def test_tiff_with_nan_is_an_error(tmp_path):
     values = np.ones((HEIGHT, WIDTH), dtype=np.float32)
     values[2, 3] = np.nan
