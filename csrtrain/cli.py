@@ -5,6 +5,7 @@ import os
 import sys
 from importlib.resources import files
 from pathlib import Path
+
 _USAGE = """usage: csrtrain VERB ...
 
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
@@ -31,9 +32,9 @@ def config_path(name: str) -> Path:
     shipped = Path(str(files("csrtrain"))) / "configs"
     if not shipped.is_dir():  # an editable installation
         shipped = Path(__file__).parents[1] / "configs"
-    candidate = shipped / Path(name).with_suffix(".yaml").name
-    if candidate.is_file():
-        return candidate
+    stem = name.removeprefix("configs/").removesuffix(".yaml")
+    if stem and "/" not in stem and (shipped / f"{stem}.yaml").is_file():
+        return shipped / f"{stem}.yaml"
     names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
     raise ValueError(f"Expected a config file, got {name}, which does not exist. Shipped configs: {names}.")
 
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             return _train(args)
         if args[0] in _VERBS:
             return _VERBS[args[0]](args[1:])
-    except (ValueError, OSError) as error:
+    except Exception as error:
         return _explain(error)
     print(f"error: Expected a verb, got {args[0]!r}.\n\n{_USAGE}", file=sys.stderr)
     return 2
@@ -140,7 +141,7 @@ def _explain(error: Exception) -> int:
         text = text.rstrip().splitlines()[-1].partition("Error: ")[2]
     if isinstance(error, OSError) and error.filename:
         text = f"{error.strerror}: {error.filename}"
-    elif "Expected " not in text:
+    elif type(error).__name__ != "MisconfigurationException" and not ("Expected " in text and ", got " in text):
         text = ""
     if not text or os.environ.get("CSRTRAIN_TRACEBACK"):
         raise error

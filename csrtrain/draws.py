@@ -74,9 +74,13 @@ def sample_seeds(seed: int, epoch: int, positions: NDArray[np.int64], stream: in
     return ((words[:, 0] << _SHIFT | words[:, 1]) >> np.uint64(1)).astype(np.int64)
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of an epoch: a permutation of range(n), a function of (seed, epoch) alone."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(n).astype(np.int64)
+def epoch_order(seed: int, epoch: int, n: int, repeats: int = 1) -> NDArray[np.int64]:
+    """The order of an epoch: `repeats` permutations of range(n) in a row, a function of (seed, epoch) alone.
+
+    One after the other, so that an image meets itself in a batch only where two permutations join.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    return np.concatenate([generator.permutation(n) for _ in range(repeats)]).astype(np.int64)
 
 
 def reseed(seed: int, epoch: int, batch: int, rank: int) -> None:

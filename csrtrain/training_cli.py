@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from csrtrain.cli import ALLOWED_IMPORTS
@@ -101,6 +101,10 @@ class TrainingCLI(LightningCLI):
         elif self.subcommand:
             given = options.get("ckpt_path")
             self._resume = Path(given) if given else checkpoints.newest(run_dir)
+            if self._resume is None:
+                raise ValueError(f"Expected a run with a checkpoint, got {run_dir} without one. Train it first.")
+        else:  # preview needs neither
+            options.trainer.logger, options.trainer.callbacks = False, None
 
     def _config_name(self) -> str:
         paths = self._options().get("config") or []
@@ -133,21 +137,35 @@ class TrainingCLI(LightningCLI):
         directory.check_config(run_dir, config)
         self._keep = KeepConfig(run_dir, config)
         given = self._options().get("ckpt_path")
-        self._resume = checkpoints.newest(run_dir) or (Path(given) if given else None)
+        self._resume = checkpoints.newest(run_dir)
+        if given and self._resume:
+            raise ValueError(
+                f"Expected a new run for --ckpt_path, got {run_dir}, which resumes from its own. Use --fresh."
+            )
+        self._resume = self._resume or (Path(given) if given else None)
         os.environ[_RESUME] = str(self._resume or "")
         print(f"Run directory {run_dir}" + (f", resuming from {self._resume.name}" if self._resume else "") + ".")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The config's trainer with csrtrain's checkpoints, loggers and monitors."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if not self._run:
+            return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        if str(config["precision"]) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(f"Expected 32-true, bf16-mixed or 16-mixed, got {config['precision']}. Correct precision.")
         run_dir = config["default_root_dir"]
         loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
-        config["logger"] = [logger for logger in loggers if not isinstance(logger, bool | None)] + [CsvLogger(run_dir)]
+        config["logger"] = [logger for logger in loggers if not isinstance(logger, bool | None)]
+        if self.subcommand == "fit":
+            config["logger"].append(CsvLogger(run_dir))
         config["plugins"] = [*_as_list(config["plugins"]), checkpoints.AtomicCheckpointIO()]
         config["use_distributed_sampler"] = False  # the data module shares the positions among the ranks itself
         config["num_sanity_val_steps"] = -1  # the probe's value at step 0, of the untrained backbone
         callbacks = _as_list(config["callbacks"])
-        if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        if config["fast_dev_run"]:
+            self._keep = None  # a trial leaves nothing behind
+            config["enable_checkpointing"] = False
+        elif not any(isinstance(callback, checkpoints.RunCheckpoint) for callback in callbacks):
             callbacks.append(checkpoints.RunCheckpoint())
         interactive = sys.stdout.isatty() and config["enable_progress_bar"] is not False
         config["enable_progress_bar"] = interactive
@@ -165,14 +183,24 @@ class TrainingCLI(LightningCLI):
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
             if 0 <= self.trainer.max_steps <= step or 0 <= (self.trainer.max_epochs or -1) <= epoch:
                 rank_zero_only(print)(
-                    f"This run is complete: {step} steps. Raise trainer.max_epochs to train on, or begin anew with "
-                    "--fresh."
+                    f"This run is complete: {step} steps. Raise trainer.max_epochs or max_steps to train on, or begin "
+                    "anew with --fresh."
                 )
                 return
             for logger in self.trainer.loggers:
                 if isinstance(logger, CsvLogger):
                     logger.resume_from(step)
         self.trainer.fit(model, **kwargs)
+        if self.trainer.received_sigterm:
+            print("Stopped by SIGTERM. The same command goes on from the newest checkpoint.", file=sys.stderr)
+            raise SystemExit(143)
+
+    def validate(self, model: LightningModule, **kwargs: Any) -> None:
+        """Measure a checkpoint on the labelled images."""
+        print(f"Measuring {self._resume}.")
+        self.trainer.validate(model, **kwargs)
+        if not self.trainer.callback_metrics:
+            raise ValueError("Expected labelled images, got none. Name a CSV file with --data.labels.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._resume, "weights_only": True}

@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 
 from csrtrain.cli import main
-from csrtrain.runs import directory
 
 SMALL = [
     "--model.backbone=test_resnet",
@@ -72,12 +71,44 @@ def test_a_changed_config_is_refused_and_fresh_begins_anew(fit, tmp_path, capsys
     assert config["model"]["init_args"]["temperature"] == 0.5
 
 
+def test_validate_measures_and_leaves_the_run_alone(fit, images, tmp_path, capsys):
+    labels = f"--data.labels={images / 'labels.csv'}"
+    arguments = ["validate", "-c", "medical_simclr", *SMALL, f"--data.root={images}", f"--data.cache_dir={tmp_path}"]
+    arguments.append(f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert main([*arguments, labels]) == 2
+    assert "a run with a checkpoint" in capsys.readouterr().err
+    assert fit(labels) == 0
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    assert main([*arguments, labels]) == 0
+    assert "step-000000004.ckpt" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing(fit, tmp_path, capsys):
+    assert fit("--model.optimizer=sgd", "--model.learning_rate=1e38", "--model.warmup_fraction=0") == 2
+    assert "training has diverged" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
+
+
+def test_a_trial_leaves_nothing_that_binds_the_run(fit, tmp_path):
+    assert fit("--trainer.fast_dev_run=true") == 0
+    assert not (tmp_path / "run" / "config.yaml").exists() and not (tmp_path / "run" / "checkpoints").exists()
+    assert fit() == 0
+
+
 def test_a_live_run_is_neither_joined_nor_moved_aside(fit, tmp_path, capsys):
     assert fit() == 0
-    with directory.lock(tmp_path / "run"):
+    code = (
+        "import sys; from pathlib import Path; from csrtrain.runs import directory\n"
+        "held = directory.lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
         for argument in ("--trainer.max_epochs=3", "--fresh"):
             assert fit(argument) == 2
-            assert "in use by process" in capsys.readouterr().err
+            assert f"in use by process {holder.pid}" in capsys.readouterr().err
+        holder.stdin.close()
     assert not (tmp_path / "run.old-1").exists()
 
 
@@ -91,6 +122,7 @@ def test_export_makes_a_bundle_that_loads(fit, tmp_path, capsys):
     h = backbone.representation(torch.rand(2, 1, 40, 40))
     assert h.shape == (2, backbone.representation_dim)
     assert torch.isfinite(h).all()
+    assert {"train/embedding_std", "train/effective_rank"} <= backbone.header.results.keys()
     assert main(["export", str(tmp_path / "nothing"), "-o", str(bundle)]) == 2
     assert "nothing" in capsys.readouterr().err
 
@@ -185,10 +217,15 @@ def test_an_unknown_key_in_a_yaml_is_named(fit, tmp_path, capsys):
         (["--help"], 0, "usage"),
         (["--version"], 0, "csrtrain 0"),
         (["fit", "-c", "nope"], 2, "Shipped configs: medical_moco"),
+        (["fit", "-c", "/nowhere/medical_simclr.yaml"], 2, "Shipped configs: medical_moco"),
+        (["fit", "-c", ""], 2, "Shipped configs: medical_moco"),
+        (["fit", "-c", "medical_simclr", "--trainer.precision=16-true"], 2, "got 16-true"),
+        (["fit", "-c", "medical_simclr", "--trainer.max_epochs=-1"], 2, "number of steps"),
         (["check-data", "/nonexistent"], 2, "/nonexistent"),
     ],
 )
-def test_wrong_use(arguments, code, word, capsys):
+def test_wrong_use(arguments, code, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     captured = capsys.readouterr()
     assert word in captured.out + captured.err

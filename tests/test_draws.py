@@ -62,6 +62,12 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch():
     assert not np.array_equal(order, draws.epoch_order(4, 0, 1000))
 
 
+def test_repeats_are_whole_permutations():
+    order = draws.epoch_order(3, 0, 50, repeats=4).reshape(4, 50)
+    assert all(np.array_equal(np.sort(part), np.arange(50)) for part in order)
+    assert np.array_equal(order[0], draws.epoch_order(3, 0, 50)) and not np.array_equal(order[0], order[1])
+
+
 def test_reseed_sets_all_three_generators_by_step_and_rank():
     def sample(*key):
         draws.reseed(*key)

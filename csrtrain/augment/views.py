@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from csrtrain.augment import color, geometry, intensity, parameters
+from csrtrain.augment import chunks, color, geometry, intensity, parameters
 from csrtrain.augment.settings import SETTINGS
 from csrtrain.augment.settings import Modality as Modality
 from csrtrain.batches import Drawn
 
 _COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute, once per machine) pays
-_CHUNK = 8  # samples that a CPU works on at once: they fit its cache, and no temporary is returned to the system
+_CHUNK = 8  # samples that a thread of a CPU works on at once: they fit its cache
 
 
 class ViewPipeline(Protocol):
@@ -53,7 +53,6 @@ class Views(nn.Module):
         """
         return parameters.draw(self.setting, seed, epoch, positions, height, width)
 
-    @torch.no_grad()
     def forward(self, images: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Make the views, in float32 also under autocast, with no host read of a device tensor.
 
@@ -65,8 +64,7 @@ class Views(nn.Module):
             two (B,C,size,size) float32 in [0,1], up to rounding.
         """
         self._check(images, drawn)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._view(images, drawn, 0), self._view(images, drawn, 1)
+        return self._view(images, drawn, 0), self._view(images, drawn, 1)
 
     def _check(self, images: Tensor, drawn: Drawn) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -85,17 +83,20 @@ class Views(nn.Module):
         drawn = {name: values[view] for name, values in drawn.items() if not name.startswith("blurred")}
         if images.device.type != "cpu":
             return self._make(images, drawn, blurred)
-        out = torch.empty((len(images), self.channels, self.size, self.size), dtype=torch.float32)
         rows = blurred.numpy()
-        for start in range(0, len(images), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            inside = torch.from_numpy(rows[(rows >= start) & (rows < start + _CHUNK)] - start)
+        out = torch.empty((len(images), self.channels, self.size, self.size), dtype=torch.float32)
+
+        def work(chunk: slice) -> None:
+            inside = torch.from_numpy(rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start)
             out[chunk] = self._make(images[chunk], {name: values[chunk] for name, values in drawn.items()}, inside)
+
+        chunks.for_each_chunk(work, len(images), _CHUNK)
         return out
 
     def _make(self, images: Tensor, drawn: Drawn, blurred: Tensor) -> Tensor:
         """One view of each image; `blurred` are the rows to blur."""
-        return self._vary(geometry.crop(images, drawn["crops"], self.size), drawn, blurred)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # both hold for one thread
+            return self._vary(geometry.crop(images, drawn["crops"], self.size), drawn, blurred)
 
     def _vary(self, x: Tensor, drawn: Drawn, blurred: Tensor) -> Tensor:
         """Colour, blur and imaging chain of crops (n,C,S,S)."""

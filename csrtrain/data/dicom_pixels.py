@@ -96,9 +96,21 @@ def _require_whole(dataset: Dataset, codestream: bytes) -> None:
             simplejpeg.decode_jpeg(codestream, "GRAY")  # raises where data are missing
         elif not codestream.rstrip(b"\0\xff").endswith(b"\xd9"):  # the end mark, and padding
             raise ValueError("a codestream without its end")
-    elif (start := codestream.find(_SIZ, 0, 4096)) >= 0:
+        return
+    _require_boxes(codestream)
+    if (start := codestream.find(_SIZ, 0, 4096)) >= 0:
         right, bottom, left, top = np.frombuffer(codestream[start + 8 : start + 24], ">u4").astype(int)
         _require_same((bottom - top, right - left), size)
+
+
+def _require_boxes(codestream: bytes) -> None:
+    """Refuse a JP2 header with a box of no length, in which pydicom would search without end."""
+    at = 12 if codestream.startswith(b"\0\0\0\x0cjP  ") else len(codestream)
+    while at < len(codestream) and codestream[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(codestream[at : at + 4], "big")
+        if length < 8:
+            raise ValueError("a damaged JP2 header")
+        at += length
 
 
 def _require_same(got: tuple[int, int] | None, expected: tuple[int, int]) -> None:

@@ -86,6 +86,8 @@ def _load_header(path: str) -> _Header:
 
 def _axes(shape: tuple[int, int, int, int], slice_axis: int) -> tuple[int, int, int, int]:
     """(slices, times, height, width) of a volume that is cut along `slice_axis`."""
+    if slice_axis not in (0, 1, 2):
+        raise DecodeError(f"Expected a slice axis of 0, 1 or 2, got {slice_axis}. Correct data.slice_axis.")
     spatial = list(shape[:3])
     slices = spatial.pop(slice_axis)
     return slices, shape[3], spatial[1], spatial[0]

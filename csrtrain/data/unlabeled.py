@@ -1,6 +1,7 @@
 """Images for pretraining: data set, order of batches, and the data module that can stop and go on at any step."""
 
 import csv
+import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +37,7 @@ class BatchKey(NamedTuple):
 
 
 def square(image: Tensor, load_size: int, offset: float) -> Tensor:
-    """Resize the short side to `load_size` (antialiased) and cut a square.
+    """Cut a square as wide as the short side and resize it to `load_size`, antialiased.
 
     Args:
         image: (C,H,W) uint8 or float32.
@@ -47,11 +48,12 @@ def square(image: Tensor, load_size: int, offset: float) -> Tensor:
         (C,load_size,load_size), same dtype.
     """
     height, width = image.shape[-2:]
-    scale = load_size / min(height, width)
-    height, width = max(load_size, round(height * scale)), max(load_size, round(width * scale))
-    image = tvf.resize(image, [height, width], antialias=True)
-    top, left = round(offset * (height - load_size)), round(offset * (width - load_size))
-    return image[:, top : top + load_size, left : left + load_size]
+    side = min(height, width)
+    top, left = round(offset * (height - side)), round(offset * (width - side))
+    # Cut first: what would be cut off is not resized, however long the image.
+    cut = image[:, top : top + side, left : left + side]
+    resized: Tensor = tvf.resize(cut, [load_size, load_size], antialias=True)
+    return resized
 
 
 def _is_empty(image: Tensor) -> bool:
@@ -177,9 +179,12 @@ class Labels(NamedTuple):
 
 def read_labels(path: str, label_column: str, group_column: str | None) -> Labels:
     """Labels and groups of a CSV file; numbers with more than 20 different values are ratings, all else classes."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
     for column in (label_column, group_column):
         if column is not None and column not in (reader.fieldnames or []):
             raise ValueError(
@@ -187,9 +192,9 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
                 "Set data.label_column or data.group_column."
             )
     texts = [row[label_column] for row in rows]
-    blank = [i + 2 for i, text in enumerate(texts) if not text]
+    blank = [i + 1 for i, row in enumerate(rows) if not row[label_column] or (group_column and not row[group_column])]
     if blank or not rows:
-        raise ValueError(f"Expected a label in every row of {path}, got none in line {blank[:5]}. Fill them in.")
+        raise ValueError(f"Expected a label and a group in every row of {path}, got none in rows {blank[:5]}. Fill in.")
     groups = [row[group_column] for row in rows] if group_column else [str(i) for i in range(len(rows))]
     group_ids = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     try:
@@ -198,8 +203,8 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
         numbers = None
     if numbers is not None and len(np.unique(numbers)) > 20:
         if not np.isfinite(numbers).all():
-            line = int(np.flatnonzero(~np.isfinite(numbers))[0]) + 2
-            raise ValueError(f"Expected finite ratings in {path}, got {texts[line - 2]} in line {line}. Correct it.")
+            row = int(np.flatnonzero(~np.isfinite(numbers))[0]) + 1
+            raise ValueError(f"Expected finite ratings in {path}, got {texts[row - 1]} in row {row}. Correct it.")
         return Labels(numbers, group_ids, False)
     return Labels(np.unique(texts, return_inverse=True)[1].astype(np.int64), group_ids, True)
 
@@ -220,12 +225,12 @@ class EpochBatches(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         data = self.data
         epoch, first = data.epoch, data.batch
-        order = draws.epoch_order(data.seed, epoch, data.epoch_length)
+        order = draws.epoch_order(data.seed, epoch, len(data.index), data.repeats)
         local = data.batch_size // world_size()
         for number in range(first, len(self)):
             start = number * data.batch_size + rank() * local
             positions = np.arange(start, start + local, dtype=np.int64)
-            yield BatchKey(epoch, number, positions, order[positions] % len(data.index))
+            yield BatchKey(epoch, number, positions, order[positions])
 
 
 class UnlabeledData(LightningDataModule):
@@ -247,7 +252,7 @@ class UnlabeledData(LightningDataModule):
         window: intensity window of DICOM and NIfTI: `header` (DICOM: the file's own; NIfTI: see the documentation of
             decode), `full`, or [centre, width] in the file's units.
         slice_axis: axis along which NIfTI volumes are cut.
-        max_broken: files that may be broken before the run stops; they are replaced deterministically.
+        max_broken: files that may be broken, per device, before the run stops; they are replaced deterministically.
         max_megapixels: larger images are refused before they are decoded.
         labels: CSV file with an image and a label per row, for a kNN probe beside the training; never trained on.
         image_column, label_column, group_column: its columns; rows of one group never judge each other.
@@ -277,6 +282,8 @@ class UnlabeledData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if workers < 0:
+            raise ValueError(f"Expected data.workers >= 0, got {workers}. Correct the config.")
         for name, value in (
             ("batch_size", batch_size),
             ("min_epoch_length", min_epoch_length),
@@ -296,7 +303,7 @@ class UnlabeledData(LightningDataModule):
         self.slice_axis = slice_axis
         self.max_broken = max_broken
         self.max_megapixels = max_megapixels
-        self.labels_path = labels
+        self.labels_path = os.path.expanduser(labels) if labels else None
         self.image_column = image_column
         self.label_column = label_column
         self.group_column = group_column
@@ -310,7 +317,8 @@ class UnlabeledData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Index the images and check that an epoch holds at least one batch for every rank."""
         self.index = build_index(self.root, column=self.column, slice_axis=self.slice_axis, cache_dir=self.cache_dir)
-        self.epoch_length = len(self.index) * max(1, self.min_epoch_length // len(self.index))
+        self.repeats = max(1, self.min_epoch_length // len(self.index))
+        self.epoch_length = len(self.index) * self.repeats
         self.batches_per_epoch = self.epoch_length // self.batch_size
         if self.batch_size % world_size():
             raise ValueError(
@@ -360,7 +368,7 @@ class UnlabeledData(LightningDataModule):
     def first_batch(self, images: int) -> ImageBatch:
         """The first images of epoch 0, loaded in this process, to look at."""
         positions = np.arange(min(images, self.epoch_length), dtype=np.int64)
-        indices = draws.epoch_order(self.seed, 0, self.epoch_length)[positions] % len(self.index)
+        indices = draws.epoch_order(self.seed, 0, len(self.index), self.repeats)[positions]
         return self._images(self.index)[BatchKey(0, 0, positions, indices)]
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Any]:

@@ -32,6 +32,8 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def _effective_rank(second_moment: Tensor) -> Tensor:
+    if not bool(torch.isfinite(second_moment).all()):
+        return second_moment.new_tensor(torch.nan)
     singular = torch.linalg.eigvalsh(second_moment).clamp_min(0).sqrt()
     p = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
     return torch.exp(-(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum())

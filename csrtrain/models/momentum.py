@@ -5,19 +5,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from csrtrain.distributed import gather
 
 
-@torch.no_grad()
 def update_momentum(online: nn.Module, momentum_copy: nn.Module, momentum: float) -> None:
     """copy = momentum * copy + (1 - momentum) * online, for all parameters (arXiv 1911.05722, equation 2).
 
     Buffers are left alone: the copy keeps the batch statistics of its own forward passes.
     """
-    copies: list[Tensor] = list(momentum_copy.parameters())
-    originals: list[Tensor] = list(online.parameters())
-    torch._foreach_lerp_(copies, originals, 1.0 - momentum)
+    get_ema_multi_avg_fn(momentum)(list(momentum_copy.parameters()), list(online.parameters()), None)
 
 
 class Queue(nn.Module):

@@ -1,7 +1,6 @@
 """What a checkpoint of a pretraining run tells the bundle that is made from it."""
 
 import importlib.metadata
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -18,7 +17,6 @@ def bundle_header(module: LightningModule, backbone: Backbone) -> dict[str, Any]
     return {
         "backbone": backbone.arguments(),
         "method": type(module).__name__,
-        "config": Path(module.trainer.default_root_dir).name,
         "data": data.describe(),
         "seed": data.seed,
         "steps": module.trainer.global_step,

@@ -1,5 +1,6 @@
 """The optimiser and learning-rate schedule of the pretraining methods."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ def build(
     learning_rate: float,
     weight_decay: float,
     warmup_fraction: float,
-    total_steps: int,
+    total_steps: float,
 ) -> dict[str, Any]:
     """Optimiser and schedule as Lightning takes them: linear warm-up, then cosine to zero, per optimiser step.
 
@@ -33,6 +34,13 @@ def build(
     """
     if not 0 <= warmup_fraction < 1:
         raise ValueError(f"Expected model.warmup_fraction in [0, 1), got {warmup_fraction}. Correct the config.")
+    if not math.isfinite(total_steps) or total_steps < 1:
+        raise ValueError(
+            f"Expected a number of steps for the schedule, got {total_steps}. Set trainer.max_epochs or max_steps."
+        )
+    if name == "lars" and weight_decay == 0:
+        raise ValueError("Expected model.weight_decay > 0 with lars, got 0: LARS adapts decayed weights only. Set it.")
+    steps = int(total_steps)
     decayed, plain = get_weight_decay_parameters(modules)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in decayed if p.requires_grad], "weight_decay": weight_decay},
@@ -47,8 +55,7 @@ def build(
         optimizer = torch.optim.AdamW(groups, lr=learning_rate)
 
     def factor(step: int) -> float:  # a function, so that a resumed run may have more steps than its checkpoint knew
-        warmup = int(warmup_fraction * total_steps)
-        return float(cosine_warmup_schedule(min(step, total_steps), total_steps, 1.0, 0.0, warmup, 0.0))
+        return float(cosine_warmup_schedule(min(step, steps), steps, 1.0, 0.0, int(warmup_fraction * steps), 0.0))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

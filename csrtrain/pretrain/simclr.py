@@ -102,7 +102,7 @@ class SimCLR(LightningModule):
             self.learning_rate,
             self.weight_decay,
             self.warmup_fraction,
-            int(self.trainer.estimated_stepping_batches),
+            self.trainer.estimated_stepping_batches,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
 
 from csrtrain.bundle import write_atomically
 from csrtrain.models.weights import read_torch
@@ -58,16 +60,17 @@ def newest(run_dir: str | Path) -> Path | None:
 
 
 class RunCheckpoint(Checkpoint):
-    """Save at the end of every epoch, every n optimiser steps if asked, and at the end of the run.
+    """Save at the end of every epoch, every n optimiser steps within it, and when the run is told to stop.
 
-    Checkpoints are only taken right after an optimiser step, where no gradient is pending.
+    Checkpoints are only taken right after an optimiser step, where no gradient is pending, and never of a run that has
+    left the finite numbers: it is stopped instead.
 
     Args:
         every_n_steps: optimiser steps between checkpoints within an epoch; None saves at epoch ends alone.
         keep: newest checkpoints that stay; at least 2, so that a damaged one has a predecessor. -1 keeps all.
     """
 
-    def __init__(self, every_n_steps: int | None = None, keep: int = 2) -> None:
+    def __init__(self, every_n_steps: int | None = 200, keep: int = 2) -> None:
         super().__init__()
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"Expected every_n_steps >= 1, got {every_n_steps}. Correct the config.")
@@ -89,8 +92,31 @@ class RunCheckpoint(Checkpoint):
             return
         self._last_step = step
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if due or trainer.is_last_batch or step == trainer.max_steps:
+        if due or trainer.is_last_batch or trainer.should_stop or step == trainer.max_steps:
+            self._require_finite(trainer, pl_module, outputs["loss"])
             self._save(trainer, step)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the last epoch's measurements into the last checkpoint, which was written before they were known."""
+        path = newest(trainer.default_root_dir)
+        if path is not None:
+            checkpoint = read_torch(path)
+            pl_module.on_save_checkpoint(checkpoint)
+            AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+    @staticmethod
+    def _require_finite(trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """All ranks agree: one that sees a loss or a weight that is not finite stops all of them."""
+        values = [loss.detach().float(), *(p.detach().float().sum() for p in pl_module.parameters())]
+        finite = torch.stack(values).isfinite().all().float()
+        if dist.is_initialized():
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not bool(finite):
+            raise ValueError(
+                f"Expected a finite loss and finite weights, got others at step {trainer.global_step}: training has "
+                "diverged. Nothing was saved since. Lower model.learning_rate and begin anew with --fresh."
+            )
 
     def _save(self, trainer: Trainer, step: int) -> None:
         directory = Path(trainer.default_root_dir, "checkpoints")

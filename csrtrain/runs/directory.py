@@ -14,6 +14,11 @@ from csrtrain.bundle import write_atomically
 _FREE = (
     "ckpt_path",
     "data.init_args.workers",
+    "data.init_args.max_broken",
+    "data.init_args.labels",
+    "data.init_args.image_column",
+    "data.init_args.label_column",
+    "data.init_args.group_column",
     "data.init_args.cache_dir",
     "trainer.accelerator",
     "trainer.devices",
@@ -27,8 +32,9 @@ _FREE = (
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",
-    "trainer.callbacks",
-    "trainer.plugins",
+    "trainer.limit_val_batches",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
     "trainer.profiler",
     "trainer.barebones",
     "weights_only",
@@ -48,8 +54,9 @@ def lock(run_dir: Path) -> TextIO:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / ".lock").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Not flock: a loader process inherits that one, and would hold it after its parent was killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()

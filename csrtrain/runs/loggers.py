@@ -29,7 +29,6 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = Path(run_dir, "metrics.csv")
         self._columns: list[str] = []
-        self._last_step: int | None = None
 
     @property
     def name(self) -> str:
@@ -44,12 +43,12 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def resume_from(self, step: int) -> None:
-        """Drop rows beyond `step`; they will be written again."""
+        """Drop the rows that a run with `step` optimiser steps behind it writes again; Lightning counts them from 0."""
         if not self.path.exists():
             return
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) <= step]
+            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < step]
             self._columns = list(reader.fieldnames or [])
         self._rewrite(rows)
 

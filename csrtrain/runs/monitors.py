@@ -119,9 +119,12 @@ class LabelProbe(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         labels = trainer.datamodule.labels  # type: ignore[attr-defined]
-        if labels is None or not self._rows:
+        if labels is None:
             return
-        rows = (torch.cat([i for i, _ in self._rows]), torch.cat([h for _, h in self._rows]))
+        backbone: Any = pl_module.backbone
+        none = (torch.empty(0, dtype=torch.int64), torch.empty(0, backbone.representation_dim))
+        pairs = [none, *self._rows]  # a rank may have no row
+        rows = (torch.cat([i for i, _ in pairs]), torch.cat([h for _, h in pairs]))
         self._rows = []
         gathered: list[Any] = [rows] * world_size()
         if world_size() > 1:

@@ -351,6 +351,14 @@ def test_codestreams_of_another_size_are_refused_before_they_are_decoded(tmp_pat
         decode.read(with_codestream(tmp_path, name, enlarge))
 
 
+def test_a_box_without_length_is_an_error(tmp_path):
+    """pydicom 3.0 searches such a JP2 header without end."""
+    assert decode.read(embedded("GDCMJ2K_TextGBR.dcm")).shape == (3, 400, 400)
+    path = with_codestream(tmp_path, "GDCMJ2K_TextGBR.dcm", lambda frame: frame[:12] + bytes(8) + frame[20:])
+    with pytest.raises(DecodeError, match="got: a damaged JP2 header"):
+        decode.read(path)
+
+
 def test_lossless_jpeg_equals_its_original(tmp_path):
     """Grey 16-bit, signed and not; encoded by libjpeg-turbo."""
     for dtype, bits in ((np.uint16, 16), (np.int16, 16), (np.int16, 12), (np.uint16, 12)):

@@ -171,6 +171,10 @@ def test_not_finite_complex_and_shapeless_volumes(tmp_path):
         decode.read(f"{save(tmp_path, volume(dtype=np.complex64), 'c.nii')}#0")
     with pytest.raises(DecodeError, match=r"Expected a 2-D, 3-D or 4-D NIfTI image, got 5 axes \(9, 8, 7, 1, 2\)"):
         decode.count_frames(save(tmp_path, volume((9, 8, 7, 1, 2)), "d.nii"))
+    with pytest.raises(
+        DecodeError, match=r"a\.nii: Expected a slice axis of 0, 1 or 2, got 3. Correct data.slice_axis"
+    ):
+        decode.count_frames(path, 3)
     with pytest.raises(DecodeError, match="Expected at most 5e-05 megapixels, got 9 x 8"):
         decode.read(f"{path}#2", max_megapixels=0.00005)
 

@@ -67,8 +67,9 @@ def test_other_images_than_at_the_start_are_refused(images):
 def test_small_sets_are_repeated(images):
     data = make(images, min_epoch_length=25)
     assert data.epoch_length == 20
-    indices = np.concatenate([batch.indices for batch in data.train_dataloader()])
-    assert np.bincount(indices).tolist() == [2] * 10
+    batches = [batch.indices for batch in data.train_dataloader()]
+    assert np.bincount(np.concatenate(batches)).tolist() == [2] * 10
+    assert all(len(set(batch)) == 4 for batch in (batches[0], batches[1]))  # no image is its own negative
 
 
 def test_square_keeps_the_aspect_and_cuts_where_told():
@@ -144,12 +145,23 @@ def test_labels_classes_groups_and_ratings(images):
     assert not ratings.is_class and ratings.values[7] == 1.0 and len(set(ratings.groups)) == 30
 
 
+def test_labels_in_another_encoding_are_refused(images):
+    (images / "labels.csv").write_bytes("image,class\n0.png,gr\u00fcn\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8, got .*labels.csv"):
+        read_labels(str(images / "labels.csv"), "class", None)
+
+
+def test_a_long_strip_is_cut_before_it_is_resized():
+    strip = torch.zeros(1, 2, 100_000, dtype=torch.uint8)
+    assert square(strip, 128, 0.3).shape == (1, 128, 128)  # resized whole it would take 819 MB
+
+
 @pytest.mark.parametrize(
     "text, match",
     [
         ("image,mos\n0.png,1\n", "column 'class'.*got image, mos"),
-        ("image,class\n0.png,a\n1.png,\n", r"line \[3\]"),
-        ("image,class\n" + "".join(f"0.png,{i}\n" for i in range(30)) + "1.png,nan\n", "got nan in line 32"),
+        ("image,class\n0.png,a\n1.png,\n", r"rows \[2\]"),
+        ("image,class\n" + "".join(f"0.png,{i}\n" for i in range(30)) + "1.png,nan\n", "got nan in row 31"),
     ],
 )
 def test_wrong_labels(images, text, match):
@@ -171,6 +183,7 @@ def test_validation_shows_every_labelled_image_once(images):
         ({"batch_size": 11}, "at least one batch of 11, got 10 images"),
         ({"batch_size": 0}, "data.batch_size >= 1"),
         ({"load_size": 0}, "data.load_size >= 1"),
+        ({"workers": -1}, "data.workers >= 0"),
     ],
 )
 def test_wrong_arguments(images, arguments, match):

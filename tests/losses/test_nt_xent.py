@@ -25,9 +25,9 @@ def projections(n=13, d=5, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("chunk", [4, 512])
-def test_loss_and_gradient_equal_a_literal_implementation(monkeypatch, temperature, chunk):
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
+@pytest.mark.parametrize("elements", [1, 4 * 26, 2**21])  # blocks of 1, 4, all rows
+def test_loss_and_gradient_equal_a_literal_implementation(monkeypatch, temperature, elements):
+    monkeypatch.setattr(chunked, "ELEMENTS", elements)
     z, y = projections(), projections()
     ours, theirs = nt_xent(*z, temperature), literal(*y, temperature)
     (3.0 * ours).backward()
@@ -58,12 +58,52 @@ def test_invariant_to_scale_order_and_exchange_of_views():
 
 
 def test_autocast_and_half_precision_input_do_not_reach_the_product():
-    z0, z1 = (z.detach() for z in projections(64, 16, torch.float32))
+    z0, z1 = projections(64, 16, torch.float32)
     expected = nt_xent(z0, z1, 0.05)
+    gradient = torch.autograd.grad(expected, z0)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(nt_xent(z0, z1, 0.05), expected)
-    z0, z1 = z0.bfloat16(), z1.bfloat16()
-    assert torch.equal(nt_xent(z0, z1, 0.05), nt_xent(z0.float(), z1.float(), 0.05))
+        loss = nt_xent(z0, z1, 0.05)
+        assert torch.equal(loss, expected) and torch.equal(torch.autograd.grad(loss, z0)[0], gradient)
+    for dtype in (torch.bfloat16, torch.float16):
+        low0, low1 = z0.detach().to(dtype).requires_grad_(), z1.detach().to(dtype)
+        loss = nt_xent(low0, low1, 0.05)
+        assert loss.dtype == torch.float32 and torch.equal(loss, nt_xent(low0.float(), low1.float(), 0.05))
+        loss.backward()
+        assert low0.grad.dtype == dtype
+
+
+def test_float32_is_near_float64():
+    z, y = projections(300, 32, torch.float32), projections(300, 32, torch.float32)
+    y = [x.detach().double().requires_grad_() for x in y]
+    ours, exact = nt_xent(*z, 0.05), nt_xent(*y, 0.05)
+    ours.backward()
+    exact.backward()
+    assert abs(float((ours - exact).detach())) < 1e-6
+    for a, b in zip(z, y, strict=True):
+        assert float((a.grad - b.grad).norm() / b.grad.norm()) < 1e-6
+
+
+def test_extremes_stay_finite():
+    """Equal views, opposite views, all projections alike and zero vectors, at a temperature that overflows exp."""
+    z0, z1 = (z.detach().float() for z in projections())
+    for pair in ((z0, z0), (z0, -z0), (z0.abs(), z1.abs() + 100), (0 * z0, 0 * z1)):
+        leaf = pair[0].clone().requires_grad_()
+        loss = nt_xent(leaf, pair[1], 0.005)
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(leaf.grad).all()
+
+
+def test_not_a_number_comes_through():
+    z0, z1 = (z.detach() for z in projections())
+    z0[3, 2] = torch.nan
+    assert torch.isnan(nt_xent(z0, z1, 0.1))
+
+
+def test_a_second_derivative_is_refused():
+    z0, z1 = projections()
+    (gradient,) = torch.autograd.grad(nt_xent(z0, z1, 0.1), z0, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_without_gradient_the_value_is_the_same():

@@ -41,6 +41,12 @@ def test_extremes():
     assert float(rep.alignment(many, 3 * many)) == pytest.approx(0, abs=1e-10)
 
 
+def test_projections_that_are_not_finite_give_nan_not_an_error():
+    metric = rep.RepresentationStatistics(8)
+    metric.update(torch.full((4, 8), torch.nan), torch.ones(4, 8))
+    assert torch.isnan(metric.compute()["effective_rank"])
+
+
 def test_the_accumulating_class_equals_the_functions_over_all_batches():
     z0, z1 = projections(48), projections(48, seed=1)
     metric = rep.RepresentationStatistics(8)

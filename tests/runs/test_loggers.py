@@ -25,7 +25,7 @@ def test_csv_goes_on_after_a_resume_and_drops_what_is_written_again(tmp_path):
     for step in range(6):
         first.log_metrics({"loss": float(step)}, step=step)
     second = CsvLogger(str(tmp_path))
-    second.resume_from(3)
+    second.resume_from(4)  # after 4 steps, rows 0 to 3; the next is row 4
     second.log_metrics({"loss": 40.0, "new": 1.0}, step=4)
     assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.csv")] == [
         ("0", "0.0"),
