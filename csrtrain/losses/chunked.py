@@ -43,6 +43,17 @@ def normalised(z: Tensor) -> Tensor:
     return torch.nn.functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
 
 
+def first_derivative(gradient: Tensor, outer: Tensor) -> Tensor:
+    """Backward pass of a loss that computed its gradient together with its value.
+
+    Raises:
+        RuntimeError: a graph of it is asked for; it would lack the curvature of the softmax.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("Expected create_graph=False, got True. Contrastive losses have no second derivative here.")
+    return gradient * outer
+
+
 def check(temperature: float, **tensors: Tensor) -> None:
     """Shapes and temperature of a contrastive loss.
 

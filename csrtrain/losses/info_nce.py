@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from csrtrain.losses.chunked import BITS, block_length, check, full_precision, normalised
+from csrtrain.losses.chunked import BITS, block_length, check, first_derivative, full_precision, normalised
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
@@ -71,6 +70,5 @@ class _InfoNCE(torch.autograd.Function):
         return ((top.double() - positive.double() + mass.double().log2()).mean() / BITS).to(query.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * grads[0], None, None, None
+        return first_derivative(ctx.saved_tensors[0], grads[0]), None, None, None

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from csrtrain.distributed import gather, rank, world_size
-from csrtrain.losses.chunked import BITS, block_length, check, full_precision, normalised
+from csrtrain.losses.chunked import BITS, block_length, check, first_derivative, full_precision, normalised
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.1) -> Tensor:
@@ -61,9 +60,8 @@ class _NTXent(torch.autograd.Function):
         return loss.to(z.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grads[0], None
+        return first_derivative(ctx.saved_tensors[0], grads[0]), None
 
 
 def _log_sums(z: Tensor, columns: Tensor, bits: float) -> Tensor:

@@ -15,7 +15,8 @@ def update_momentum(online: nn.Module, momentum_copy: nn.Module, momentum: float
 
     Buffers are left alone: the copy keeps the batch statistics of its own forward passes.
     """
-    get_ema_multi_avg_fn(momentum)(list(momentum_copy.parameters()), list(online.parameters()), None)
+    update = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+    update(list(momentum_copy.parameters()), list(online.parameters()), None)
 
 
 class Queue(nn.Module):

@@ -101,9 +101,8 @@ def test_not_a_number_comes_through():
 
 def test_a_second_derivative_is_refused():
     z0, z1 = projections()
-    (gradient,) = torch.autograd.grad(nt_xent(z0, z1, 0.1), z0, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(nt_xent(z0, z1, 0.1), z0, create_graph=True)
 
 
 def test_without_gradient_the_value_is_the_same():
