@@ -216,7 +216,8 @@ def _quiet_lightning() -> None:
         "The number of training batches .* is smaller than the logging interval",
         "You're resuming from a checkpoint that ended before the epoch ended",  # the data module resumes exactly
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        "The '.*_dataloader' does not have many workers",
+        "The .*_dataloader. does not have many workers",
+        "This DataLoader will create .* worker processes in total",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")
 
