@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from csrtrain.bundle import write_atomically
@@ -96,14 +96,13 @@ class RunCheckpoint(Checkpoint):
             self._require_finite(trainer, pl_module, outputs["loss"])
             self._save(trainer, step)
 
-    @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the last epoch's measurements into the last checkpoint, which was written before they were known."""
-        path = newest(trainer.default_root_dir)
+        described: dict[str, Any] = {}
+        pl_module.on_save_checkpoint(described)  # on all ranks: metrics may be gathered
+        path = newest(trainer.default_root_dir) if trainer.is_global_zero else None
         if path is not None:
-            checkpoint = read_torch(path)
-            pl_module.on_save_checkpoint(checkpoint)
-            AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+            AtomicCheckpointIO().save_checkpoint({**read_torch(path), **described}, path)
 
     @staticmethod
     def _require_finite(trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
