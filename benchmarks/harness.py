@@ -60,6 +60,24 @@ def peak_memory(function: Callable[[], object]) -> int:
     return _status("VmHWM") - before
 
 
+def compared(what: str, ours: float, peer: float, target: float, limit: str = "") -> dict[str, Any]:
+    """A row for a quantity of which less is better: the peer's is to be at least `target` times ours.
+
+    limit: what physics allows, in words, and how far ours is from it.
+    """
+    ratio = peer / ours
+    verdict = "met" if ratio >= target else "missed"
+    return {
+        "what": what,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ratio,
+        "target": f">= {target:g}",
+        "physical limit": limit,
+        "verdict": verdict,
+    }
+
+
 def machine() -> str:
     """Processor, cores in use, and GPU."""
     model = platform.processor()
@@ -101,7 +119,7 @@ class Result:
         """Command, machine, versions, commit, date."""
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("csrtrain", *self.packages))
         git = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
         )
         commit = git.stdout.strip() or "unknown"
         command = self.command or f"python -m benchmarks {self.name} --write"

@@ -101,7 +101,7 @@ def _blocks(z: Tensor, columns: Tensor, bits: float) -> Iterator[tuple[slice, in
         first = start if columns is z else 0
         shape = (rows.stop - start, m - first)
         logits, spare = buffers[:, : shape[0] * shape[1]].view(2, *shape)
-        torch.mm(z[rows] * bits, columns[first:].T, out=logits)
+        logits.addmm_(z[rows], columns[first:].T, beta=0, alpha=bits)
         logits.diagonal(own + start - first).fill_(torch.finfo(z.dtype).min)
         yield rows, first, logits, spare
 

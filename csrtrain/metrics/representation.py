@@ -108,6 +108,14 @@ def group_folds(groups: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray
     return np.asarray(fold_of_group[inverse], dtype=np.int64)
 
 
+def _check_rows(h: Tensor | NDArray[Any], **columns: NDArray[Any]) -> None:
+    for name, column in columns.items():
+        if len(column) != len(h):
+            raise ValueError(
+                f"Expected {name} for all {len(h)} representations, got {len(column)}. Pass the same rows."
+            )
+
+
 def _neighbours(h: Tensor, apart: NDArray[np.int64], k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """For chunks of rows: the k rows of largest cosine that have another value in `apart`, and the cosines."""
     h = F.normalize(torch.as_tensor(h).float(), dim=1)
@@ -133,15 +141,22 @@ def knn_correct(
         h: (N,D) representations; cosine similarity.
         labels: (N,) classes.
         groups: (N,) rows of one group never judge each other; pass folds for a k-fold protocol.
-        k: neighbours; each votes with exp(cosine / 0.07) (Wu et al., arXiv 1805.01978).
+        k: neighbours; each votes with exp(cosine / 0.07) (Wu et al., arXiv 1805.01978). Fewer where a row has fewer
+            rows of other groups.
+
+    A row whose neighbours cannot be told, because representations are not finite, counts as wrong.
+
+    Raises:
+        ValueError: numbers of rows differ, or there is one group only.
     """
+    _check_rows(h, labels=labels, groups=groups)
     classes, target = np.unique(labels, return_inverse=True)
     codes = torch.as_tensor(target)
     correct = np.empty(len(codes), dtype=np.bool_)
     for rows, indices, cosines in _neighbours(torch.as_tensor(h), groups, k):
         votes = torch.zeros(len(indices), len(classes))
         votes.scatter_add_(1, codes[indices], (cosines / 0.07).exp())
-        correct[rows] = (votes.argmax(1) == codes[rows]).numpy()
+        correct[rows] = ((votes.argmax(1) == codes[rows]) & cosines.isfinite().all(1)).numpy()
     return correct
 
 
@@ -151,10 +166,21 @@ def knn_accuracy(h: Tensor | NDArray[Any], labels: NDArray[Any], groups: NDArray
 
 
 def knn_srcc(h: Tensor | NDArray[Any], values: NDArray[Any], groups: NDArray[np.int64], k: int = 20) -> float:
-    """Spearman correlation of ratings (N,) with the mean rating of the k nearest rows of other groups."""
+    """Spearman correlation of ratings (N,) with the mean rating of the k nearest rows of other groups.
+
+    NaN where it is not defined: all ratings or all means alike, or representations that are not finite. Raises as
+    `knn_correct` does.
+    """
+    _check_rows(h, values=values, groups=groups)
     ratings = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    predicted = [ratings[indices].mean(1) for _, indices, _ in _neighbours(torch.as_tensor(h), groups, k)]
-    return float(spearmanr(torch.cat(predicted).numpy(), ratings.numpy()).statistic)
+    means = [
+        torch.where(cosines.isfinite().all(1), ratings[indices].mean(1), torch.nan)
+        for _, indices, cosines in _neighbours(torch.as_tensor(h), groups, k)
+    ]
+    predicted = torch.cat(means).numpy()
+    if np.ptp(predicted) == 0 or np.ptp(ratings.numpy()) == 0:
+        return math.nan
+    return float(spearmanr(predicted, ratings.numpy()).statistic)
 
 
 def paired_bootstrap(

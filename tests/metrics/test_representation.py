@@ -107,6 +107,25 @@ def test_knn_srcc_finds_a_smooth_rating():
     assert rep.knn_srcc(h, angle, groups, 5) == pytest.approx(spearmanr(predicted, angle).statistic, abs=1e-3)
 
 
+def test_representations_that_are_not_finite_find_nothing():
+    h, groups = np.full((12, 3), np.nan), np.arange(12)
+    assert rep.knn_accuracy(h, groups % 2, groups) == 0.0
+    assert np.isnan(rep.knn_srcc(h, np.arange(12.0), groups))
+
+
+def test_srcc_of_constant_ratings_is_nan_without_a_warning(recwarn):
+    assert np.isnan(rep.knn_srcc(np.eye(6), np.ones(6), np.arange(6), 2))
+    assert not recwarn
+
+
+def test_rows_that_do_not_match_are_refused():
+    h, groups = np.eye(6), np.arange(6)
+    with pytest.raises(ValueError, match="Expected labels for all 6 representations, got 5"):
+        rep.knn_accuracy(h, groups[:5], groups)
+    with pytest.raises(ValueError, match="Expected groups for all 6 representations, got 4"):
+        rep.knn_srcc(h, groups, groups[:4])
+
+
 def test_bootstrap_interval_covers_the_truth_and_widens_with_groups():
     rng = np.random.default_rng(0)
     hits = 0
