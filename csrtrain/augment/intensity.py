@@ -1,51 +1,16 @@
 """What an imaging chain does to intensities in [0,1]: exposure, uneven field, noise, display window, gamma."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from csrtrain.augment import randoms
 from csrtrain.augment.compiled import Kernel
 
 NoiseKind = Literal["none", "gaussian", "rician", "speckle"]
 
 FIELD_DEGREE = 3
-_WORD = 0xFFFFFFFF
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words (in int64) that scatters neighbours: C. Wellons' "lowbias32" (2018).
-
-    Multipliers are below 2**31 in magnitude, so that no product leaves 64 bits; x * (m - 2**32) = x * m mod 2**32.
-    """
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
-    x = ((x ^ (x >> 15)) * (0x846CA68B - 0x100000000)) & _WORD
-    return x ^ (x >> 16)
-
-
-def _uniform(counter: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Uniform float32 in (0,1), 24 bits, of (counter, two words of the seed)."""
-    word = _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
-    return ((word >> 8).to(torch.float32) + 0.5) * 2.0**-24
-
-
-def normal_pair(seeds: Tensor, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Two independent standard normal images per seed, a function of (seed, channel, row, column) alone.
-
-    Counter-based, in integer arithmetic, then Box-Muller: equal on every device up to the rounding of log and cos.
-
-    Args:
-        seeds: (n,) int64 in [0, 2**63).
-
-    Returns:
-        two (n,channels,height,width) float32.
-    """
-    low, high = (seeds & _WORD)[:, None, None, None], (seeds >> 32)[:, None, None, None]
-    pixel = torch.arange(channels * height * width, device=seeds.device).view(1, channels, height, width)
-    radius = torch.sqrt(-2 * torch.log(_uniform(2 * pixel, low, high)))
-    angle = 2 * math.pi * _uniform(2 * pixel + 1, low, high)
-    return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
 def log_field(coefficients: Tensor, height: int, width: int) -> Tensor:
@@ -73,7 +38,7 @@ def _chain(x: Tensor, factors: Tensor, field: Tensor, seeds: Tensor, noise: Nois
     gain, sigma, width, level, gamma = factors.unbind(1)  # (n,1,1,1) each
     x = x * (gain * field.exp())
     if noise != "none":
-        real, imaginary = normal_pair(seeds, x.shape[1] if colored else 1, x.shape[2], x.shape[3])
+        real, imaginary = randoms.normal_pair(seeds, x.shape[1] if colored else 1, x.shape[2], x.shape[3])
         if noise == "rician":
             x = torch.where(sigma > 0, torch.sqrt((x + sigma * real) ** 2 + (sigma * imaginary) ** 2), x)
         else:

@@ -1,11 +1,9 @@
-import math
-
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from csrtrain.augment import intensity
+from csrtrain.augment import intensity, randoms
 
 IDENTITY = (1.0, 0.0, 1.0, 0.0, 1.0)
 
@@ -17,52 +15,9 @@ def chain(x, factors, *, field=None, seed=1, noise="none", colored=False):
     return intensity.chain(x, factors, field, torch.full((n,), seed), noise, colored, compiled=False)
 
 
-def mix(x):
-    """lowbias32 in 32-bit arithmetic."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
-
-
-def uniform_literally(counter, seed):
-    counter, low, high = counter.astype(np.uint32), np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
-    word = mix(mix(mix(counter ^ low) ^ high) + counter)
-    return ((word >> np.uint32(8)).astype(np.float64) + 0.5) / 2**24
-
-
-def test_noise_equals_the_hash_in_32_bit_arithmetic():
-    seeds = [0, 1, 2**63 - 1, 0x123456789ABCDEF]
-    real, imaginary = intensity.normal_pair(torch.tensor(seeds), 2, 5, 7)
-    pixel = np.arange(2 * 5 * 7)
-    for k, seed in enumerate(seeds):
-        radius = np.sqrt(-2 * np.log(uniform_literally(2 * pixel, seed)))
-        angle = 2 * math.pi * uniform_literally(2 * pixel + 1, seed)
-        assert np.allclose(real[k].flatten().numpy(), radius * np.cos(angle), atol=1e-5)
-        assert np.allclose(imaginary[k].flatten().numpy(), radius * np.sin(angle), atol=1e-5)
-
-
-def test_noise_is_normal_and_independent():
-    seeds = torch.arange(64) * 7919 + 5
-    for image in intensity.normal_pair(seeds, 1, 64, 64):
-        values = image.flatten().double().numpy()
-        assert scipy.stats.kstest(values, "norm").pvalue > 0.01
-        assert abs(values.mean()) < 4 / math.sqrt(values.size)
-        for shifted in (image.roll(1, 0), image.roll(1, 2), image.roll(1, 3), image.roll(2, 3)):  # sample, row, column
-            assert abs(np.corrcoef(values, shifted.flatten().numpy())[0, 1]) < 4 / math.sqrt(values.size)
-    real, imaginary = intensity.normal_pair(seeds, 1, 64, 64)
-    assert abs(np.corrcoef(real.flatten(), imaginary.flatten())[0, 1]) < 4 / math.sqrt(real.numel())
-
-
-def test_noise_of_a_seed_does_not_depend_on_the_batch():
-    alone = intensity.normal_pair(torch.tensor([77]), 1, 9, 9)[0]
-    among = intensity.normal_pair(torch.tensor([5, 77, 6]), 1, 9, 9)[0]
-    assert torch.equal(alone[0], among[1])
-    assert not torch.equal(among[0], among[1])
-
-
 def test_rician_equals_the_magnitude_of_a_complex_signal():
     x = torch.linspace(0, 0.8, 64).view(1, 1, 8, 8)
-    real, imaginary = intensity.normal_pair(torch.tensor([1]), 1, 8, 8)
+    real, imaginary = randoms.normal_pair(torch.tensor([1]), 1, 8, 8)
     expected = torch.complex(x + 0.05 * real, 0.05 * imaginary).abs()
     assert torch.allclose(chain(x, (1, 0.05, 1, 0, 1), noise="rician"), expected, atol=1e-6)
 
@@ -74,7 +29,7 @@ def test_rician_background_is_rayleigh():
 
 def test_speckle_multiplies_and_gaussian_adds():
     x = torch.full((1, 1, 8, 8), 0.5)
-    normal = intensity.normal_pair(torch.tensor([1]), 1, 8, 8)[0]
+    normal = randoms.normal_pair(torch.tensor([1]), 1, 8, 8)[0]
     assert torch.allclose(chain(x, (1, 0.05, 1, 0, 1), noise="speckle"), 0.5 + 0.025 * normal, atol=1e-6)
     assert torch.allclose(chain(x, (1, 0.05, 1, 0, 1), noise="gaussian"), 0.5 + 0.05 * normal, atol=1e-6)
 

@@ -1,0 +1,82 @@
+"""Random numbers of a sample on the device, functions of its seed alone: not of the batch, the rank or other samples.
+
+Counter-based, in integer arithmetic: equal on every device up to the rounding of log and cos, with no generator state
+and no host read. `normal_images` and `uniform_images` are for the distortions: on a CPU, where torch's own generators
+are many times faster than the hash uncompiled, they seed one of those per sample, so CPU and GPU draw different noise.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words (in int64) that scatters neighbours: C. Wellons' "lowbias32" (2018).
+
+    Multipliers are below 2**31 in magnitude, so that no product leaves 64 bits; x * (m - 2**32) = x * m mod 2**32.
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * (0x846CA68B - 0x100000000)) & _WORD
+    return x ^ (x >> 16)
+
+
+def _uniform(counter: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Uniform float32 in (0,1), 24 bits, of (counter, two words of the seed)."""
+    word = _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
+    return ((word >> 8).to(torch.float32) + 0.5) * 2.0**-24
+
+
+def normal_pair(seeds: Tensor, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Two independent standard normal images per seed, by Box-Muller from (seed, channel, row, column).
+
+    Args:
+        seeds: (n,) int64 in [0, 2**63).
+
+    Returns:
+        two (n,channels,height,width) float32.
+    """
+    low, high = (seeds & _WORD)[:, None, None, None], (seeds >> 32)[:, None, None, None]
+    pixel = torch.arange(channels * height * width, device=seeds.device).view(1, channels, height, width)
+    radius = torch.sqrt(-2 * torch.log(_uniform(2 * pixel, low, high)))
+    angle = 2 * math.pi * _uniform(2 * pixel + 1, low, high)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def uniforms(seeds: Tensor, k: int) -> Tensor:
+    """k uniform numbers in (0,1) per seed: (n,) int64 -> (n,k) float32; the first of k are those of a smaller k.
+
+    Independent of the images below with the same seed.
+    """
+    counter = torch.arange(k, device=seeds.device)[None] + 0x40000000
+    return _uniform(counter, (seeds & _WORD)[:, None], (seeds >> 32)[:, None])
+
+
+def other_seeds(seeds: Tensor, k: int) -> Tensor:
+    """Seeds (n,) for a further image of the same sample, k = 1, 2, ..."""
+    return (seeds + (k * 0x1E3779B97F4A7C15 & 0x7FFFFFFFFFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
+
+
+def normal_images(seeds: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """A standard normal image per seed: (n,) int64 -> (n,channels,height,width) float32."""
+    if seeds.device.type == "cpu":
+        return _by_generators(torch.Tensor.normal_, seeds, channels, height, width)
+    return normal_pair(seeds, channels, height, width)[0]
+
+
+def uniform_images(seeds: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """A uniform image in [0,1) per seed: (n,) int64 -> (n,channels,height,width) float32."""
+    if seeds.device.type == "cpu":
+        return _by_generators(torch.Tensor.uniform_, seeds, channels, height, width)
+    pixel = torch.arange(channels * height * width, device=seeds.device).view(1, channels, height, width)
+    return _uniform(pixel, (seeds & _WORD)[:, None, None, None], (seeds >> 32)[:, None, None, None])
+
+
+def _by_generators(fill: Callable[..., Tensor], seeds: Tensor, *shape: int) -> Tensor:
+    out, generator = torch.empty((len(seeds), *shape)), torch.Generator()
+    for k, seed in enumerate(seeds.numpy().tolist()):  # numpy: a host read of a host tensor is no synchronisation
+        fill(out[k], generator=generator.manual_seed(seed))
+    return out
