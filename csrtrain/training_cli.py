@@ -153,6 +153,12 @@ class TrainingCLI(LightningCLI):
             return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         if str(config["precision"]) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ValueError(f"Expected 32-true, bf16-mixed or 16-mixed, got {config['precision']}. Correct precision.")
+        for key, reason in (
+            ("overfit_batches", "the order of images is csrtrain's; use trainer.limit_train_batches"),
+            ("barebones", "a run without checkpoints and measures is of no use; use trainer.fast_dev_run"),
+        ):
+            if config[key]:
+                raise ValueError(f"Expected trainer.{key} off, got {config[key]}: {reason}. Leave it out.")
         run_dir = config["default_root_dir"]
         loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
         config["logger"] = [logger for logger in loggers if not isinstance(logger, bool | None)]
@@ -165,7 +171,9 @@ class TrainingCLI(LightningCLI):
         if config["fast_dev_run"]:
             self._keep = None  # a trial leaves nothing behind
             config["enable_checkpointing"] = False
-        elif not any(isinstance(callback, checkpoints.RunCheckpoint) for callback in callbacks):
+        elif config["enable_checkpointing"] is not False and not any(
+            isinstance(callback, checkpoints.RunCheckpoint) for callback in callbacks
+        ):
             callbacks.append(checkpoints.RunCheckpoint())
         interactive = sys.stdout.isatty() and config["enable_progress_bar"] is not False
         config["enable_progress_bar"] = interactive
@@ -239,8 +247,8 @@ def preview(args: list[str], images: int = 6) -> Path:
     import matplotlib.pyplot as plt
 
     cli = TrainingCLI(args, run=False)
-    if not cli.config.get("output"):
-        raise ValueError("Expected a file to write, got none. Name it with -o views.png.")
+    if Path(cli.config.get("output") or "").suffix.lower() != ".png":
+        raise ValueError(f"Expected a PNG to write, got {cli.config.get('output')}. Name it with -o views.png.")
     data: Any = cli.datamodule
     model: Any = cli.model
     data.setup("preview")

@@ -160,6 +160,26 @@ def test_two_gloo_ranks_train_and_end_with_the_weights_of_one(images, tmp_path):
             assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
+@pytest.mark.ddp
+def test_sync_batch_norm_with_moco_is_refused_on_two_ranks(images, tmp_path):
+    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "medical_moco", *SMALL, f"--data.root={images}"]
+    command += ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.sync_batchnorm=true"]
+    command += [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.cache_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and "error: Expected plain batch-norm for MoCo, got SyncBatchNorm" in done.stderr
+
+
+@pytest.mark.parametrize("key, value", [("overfit_batches", "2"), ("barebones", "true")])
+def test_what_the_run_cannot_do_without_is_not_switched_off(fit, capsys, key, value):
+    assert fit(f"--trainer.{key}={value}") == 2
+    assert f"Expected trainer.{key} off, got" in capsys.readouterr().err
+
+
+def test_a_picture_of_another_kind_is_refused(capsys):
+    assert main(["preview", "-c", "medical_simclr", "-o", "views.xyz"]) == 2
+    assert "Expected a PNG to write, got views.xyz" in capsys.readouterr().err
+
+
 EVIL = {
     "os.system": {"class_path": "os.system", "init_args": {"command": "touch {}"}},
     "torch.hub.load": {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "{}", "model": "x"}},

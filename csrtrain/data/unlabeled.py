@@ -314,6 +314,10 @@ class UnlabeledData(LightningDataModule):
         self.broken: dict[int, str] = {}
         self.labels: Labels | None = None
 
+    def prepare_data(self) -> None:
+        """List the files once per node; `setup` of every rank finds the list in the cache."""
+        build_index(self.root, column=self.column, slice_axis=self.slice_axis, cache_dir=self.cache_dir)
+
     def setup(self, stage: str | None = None) -> None:
         """Index the images and check that an epoch holds at least one batch for every rank."""
         self.index = build_index(self.root, column=self.column, slice_axis=self.slice_axis, cache_dir=self.cache_dir)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from csrtrain import distributed, draws
 from csrtrain.augment.views import Modality, ViewPipeline, Views
@@ -73,6 +74,8 @@ class MoCo(LightningModule):
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         self.queue = Queue(queue_size, projection_dim)
+        # Equal on all ranks by construction: DDP need not broadcast it in every step.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["queue.rows"])
         self.temperature = temperature
         self.momentum = momentum
         self.batch_norm_groups = batch_norm_groups
@@ -81,9 +84,13 @@ class MoCo(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
 
-    def on_fit_start(self) -> None:
-        """Refuse SyncBN and groups that do not fit the batch."""
-        if any(isinstance(module, nn.SyncBatchNorm) for module in self.modules()):
+    def setup(self, stage: str) -> None:
+        """Refuse SyncBN, before Lightning converts the layers, and groups that do not fit the batch."""
+        if stage != "fit":
+            return
+        if getattr(self.trainer.strategy, "_layer_sync", None) or any(
+            isinstance(module, nn.SyncBatchNorm) for module in self.modules()
+        ):
             raise ValueError(
                 "Expected plain batch-norm for MoCo, got SyncBatchNorm: it shares statistics between queries and keys "
                 "and lets the network cheat. Set trainer.sync_batchnorm to false."
