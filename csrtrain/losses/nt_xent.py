@@ -1,13 +1,12 @@
 """NT-Xent, the loss of SimCLR."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from csrtrain.distributed import gather, rank, world_size
-from csrtrain.losses.chunked import BITS, block_length, check, first_derivative, full_precision, normalised
+from csrtrain.distributed import gather, world_size
+from csrtrain.losses.chunked import BITS, check, first_derivative, full_precision, log_sums, normalised, pulls
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.1) -> Tensor:
@@ -52,60 +51,13 @@ class _NTXent(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, temperature: float) -> Tensor:
         columns, bits = gather(z), BITS / temperature
         positive = z.roll(len(z) // 2, 0)  # the other view of an image is on the same rank
-        lse = _log_sums(z, columns, bits)
+        lse = log_sums(z, columns, bits)
         loss = (lse.double() - (z * positive).sum(1).double() * bits).mean() / BITS
         if ctx.needs_input_grad[0]:
-            grad = _pulls(z, columns, bits, lse).sub_(positive, alpha=2)
+            grad = pulls(z, columns, bits, lse).sub_(positive, alpha=2)
             ctx.save_for_backward(grad.div_(len(z) * temperature))
         return loss.to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return first_derivative(ctx.saved_tensors[0], grads[0]), None
-
-
-def _log_sums(z: Tensor, columns: Tensor, bits: float) -> Tensor:
-    """(N,) log2 of the sum of 2^logit over the columns except itself."""
-    lse = z.new_full((len(z),), -torch.inf)
-    for rows, first, logits, spare in _blocks(z, columns, bits):
-        lse[rows] = torch.logaddexp2(lse[rows], _logsumexp2(logits, 1, spare))
-        if columns is z and rows.stop < len(z):
-            below, spare = logits[:, rows.stop - first :], spare[:, rows.stop - first :]
-            lse[rows.stop :] = torch.logaddexp2(lse[rows.stop :], _logsumexp2(below, 0, spare))
-    return lse
-
-
-def _pulls(z: Tensor, columns: Tensor, bits: float, lse: Tensor) -> Tensor:
-    """(N,d) sum over j of (p_ij + p_ji) z_j."""
-    grad, all_lse = torch.zeros_like(z), gather(lse)
-    for rows, first, logits, spare in _blocks(z, columns, bits):
-        torch.sub(logits, all_lse[first:], out=spare).exp2_()
-        weights = spare.add_(logits.sub_(lse[rows, None]).exp2_())
-        grad[rows].addmm_(weights, columns[first:])
-        if columns is z:
-            grad[rows.stop :].addmm_(weights[:, rows.stop - first :].T, z[rows])
-    return grad
-
-
-def _blocks(z: Tensor, columns: Tensor, bits: float) -> Iterator[tuple[slice, int, Tensor, Tensor]]:
-    """For blocks of rows: the rows, the first of their columns, their logits in bits, and a spare buffer like those.
-
-    All columns, or in one process those from the diagonal on. The logit of a row with itself is the lowest number:
-    its exponential is 0, and unlike -inf it makes no NaN of a block that has nothing else.
-    """
-    n, m, own = len(z), len(columns), rank() * len(z)
-    length = min(block_length(m), n)
-    buffers = z.new_empty((2, length * m))
-    for start in range(0, n, length):
-        rows = slice(start, min(start + length, n))
-        first = start if columns is z else 0
-        shape = (rows.stop - start, m - first)
-        logits, spare = buffers[:, : shape[0] * shape[1]].view(2, *shape)
-        logits.addmm_(z[rows], columns[first:].T, beta=0, alpha=bits)
-        logits.diagonal(own + start - first).fill_(torch.finfo(z.dtype).min)
-        yield rows, first, logits, spare
-
-
-def _logsumexp2(logits: Tensor, dim: int, spare: Tensor) -> Tensor:
-    top = logits.amax(dim, keepdim=True)
-    return torch.sub(logits, top, out=spare).exp2_().sum(dim).log2_() + top.squeeze(dim)
