@@ -24,7 +24,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import csrtrain
 from benchmarks import harness
-from csrtrain.data.unlabeled import UnlabeledData, read_labels
+from csrtrain.data.labels import read_labels
+from csrtrain.data.unlabeled import UnlabeledData
 from csrtrain.metrics.representation import group_folds, knn_correct, paired_bootstrap
 from csrtrain.models.backbone import Backbone
 from csrtrain.runs import checkpoints

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import harness
 from csrtrain.data import decode, samples
-from csrtrain.data.unlabeled import square
+from csrtrain.data.images import square
 
 COUNT = 40
 

@@ -17,7 +17,9 @@ class ImageBatch(NamedTuple):
     positions: (B,) int64, positions in the epoch's order; on the host, parameters are drawn from them.
     indices: (B,) int64, indices in the data set, to name files.
     seed, epoch, number: the run's seed, the epoch, the number of this batch in the epoch.
+    authentic: (B,) bool, images as captured, that are not to be distorted.
     broken: (index, reason) of files that could not be read and were replaced.
+    padded: indices of images that were too small and were continued by their reflection.
     drawn: parameters of the views, filled in by `on_before_batch_transfer`.
     """
 
@@ -27,7 +29,9 @@ class ImageBatch(NamedTuple):
     seed: int
     epoch: int
     number: int
+    authentic: NDArray[np.bool_]
     broken: tuple[tuple[int, str], ...] = ()
+    padded: tuple[int, ...] = ()
     drawn: Drawn | None = None
 
 

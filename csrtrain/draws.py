@@ -17,6 +17,8 @@ CROP_STREAM = 16
 REPLACEMENT_STREAM = 17
 STEP_STREAM = 18
 PERMUTATION_STREAM = 19
+DISTORTION_STREAM = 20  # and those after it, for further distortions of the same sample
+SCALE_STREAM = 40
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -74,12 +76,12 @@ def sample_seeds(seed: int, epoch: int, positions: NDArray[np.int64], stream: in
     return ((words[:, 0] << _SHIFT | words[:, 1]) >> np.uint64(1)).astype(np.int64)
 
 
-def epoch_order(seed: int, epoch: int, n: int, repeats: int = 1) -> NDArray[np.int64]:
-    """The order of an epoch: `repeats` permutations of range(n) in a row, a function of (seed, epoch) alone.
+def epoch_order(seed: int, epoch: int, n: int, repeats: int = 1, source: int = 0) -> NDArray[np.int64]:
+    """The order of an epoch: `repeats` permutations of range(n) in a row, a function of (seed, epoch, source) alone.
 
     One after the other, so that an image meets itself in a batch only where two permutations join.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch + (source << 48)]))
     return np.concatenate([generator.permutation(n) for _ in range(repeats)]).astype(np.int64)
 
 

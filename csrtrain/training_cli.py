@@ -271,7 +271,7 @@ def preview(args: list[str], images: int = 6) -> Path:
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(titles[column], fontsize=9)
-    figure.suptitle(f"{data.root}: {data.modality}, {data.channels} channel(s)", fontsize=10)
+    figure.suptitle(f"{data.title}: {data.modality}, {data.channels} channel(s)", fontsize=10)
     figure.tight_layout()
     path = Path(cli.config.output)
     figure.savefig(path, dpi=100)

@@ -158,8 +158,8 @@ class Narrator(Callback):
         self._start = time.monotonic()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         print(
-            f"{len(data.index)} images in {data.root}, {trainer.num_training_batches} batches of {data.batch_size} per "
-            f"epoch; {trainer.global_step} of {trainer.estimated_stepping_batches} steps done.",
+            f"{len(data.sources)} images in {data.title}, {trainer.num_training_batches} batches of {data.batch_size} "
+            f"per epoch; {trainer.global_step} of {trainer.estimated_stepping_batches} steps done.",
             flush=True,
         )
 
@@ -185,7 +185,7 @@ class Narrator(Callback):
         loss = trainer.callback_metrics.get("train/epoch_loss")
         lines = [
             "",
-            f"{type(pl_module).__name__} trained {backbone.name} on {len(data.index)} images: "
+            f"{type(pl_module).__name__} trained {backbone.name} on {len(data.sources)} images: "
             f"{trainer.global_step} steps of {data.batch_size} images, {minutes:.1f} minutes in this start"
             + (f", mean loss of the last epoch {float(loss):.3f}." if loss is not None else "."),
         ]
@@ -200,7 +200,12 @@ class Narrator(Callback):
             lines.append(f"{probe.name}: {probe.first:.3f} untrained, {probe.last:.3f} now.")
         if data.broken:
             lines.append(f"{len(data.broken)} broken files were replaced; csrtrain check-data lists them.")
-        if data.root.startswith("samples:"):
+        if data.padded:
+            lines.append(
+                f"{len(data.padded)} images were smaller than data.load_size, {data.load_size} px, and were continued "
+                "by their reflection."
+            )
+        if data.is_smoke_run:
             lines.append(
                 "This was a smoke run on a few sample images: the backbone is no usable metric. Train on your own with "
                 "--data.root DIR."

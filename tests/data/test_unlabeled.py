@@ -6,7 +6,9 @@ from PIL import Image
 from csrtrain import draws
 from csrtrain.batches import ImageBatch
 from csrtrain.data.decode import DecodeError
-from csrtrain.data.unlabeled import UnlabeledData, read_labels, square
+from csrtrain.data.images import native, square
+from csrtrain.data.labels import read_labels
+from csrtrain.data.unlabeled import UnlabeledData
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_the_stream_does_not_depend_on_workers(images):
 def test_a_stored_position_is_where_the_next_iterator_begins(images):
     whole = list(make(images).train_dataloader())
     data = make(images)
-    data.load_state_dict({"epoch": 0, "batch": 1, "digest": data.index.digest, "broken": {}})
+    data.load_state_dict({"epoch": 0, "batch": 1, "digest": data.sources.digest, "broken": {}})
     rest = list(data.train_dataloader())
     assert [batch.number for batch in rest] == [1]
     assert torch.equal(rest[0].images, whole[1].images)
@@ -70,6 +72,101 @@ def test_small_sets_are_repeated(images):
     batches = [batch.indices for batch in data.train_dataloader()]
     assert np.bincount(np.concatenate(batches)).tolist() == [2] * 10
     assert all(len(set(batch)) == 4 for batch in (batches[0], batches[1]))  # no image is its own negative
+
+
+@pytest.fixture
+def captured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captured")
+    for i in range(7):
+        Image.fromarray(np.full((50, 50), 30 * i, dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("fraction, length", [(0.5, 20), (0.2, 12), (0.7, 33)])
+def test_two_sources_share_every_run_of_positions(images, captured, fraction, length):
+    data = make(images, authentic=str(captured), authentic_fraction=fraction, batch_size=4)
+    order = data.order(0)
+    assert len(order) == data.epoch_length == length and data.sources.pristine == 10
+    assert sorted(order[order < 10]) == list(range(10))  # every pristine image once
+    captured_counts = np.bincount(order[order >= 10] - 10, minlength=7)
+    assert captured_counts.max() - captured_counts.min() <= 1
+    for start in range(length - 4):
+        assert abs((order[start : start + 4] >= 10).sum() - 4 * fraction) < 1
+    assert not np.array_equal(order, data.order(1))
+    for batch in data.train_dataloader():
+        assert np.array_equal(batch.authentic, batch.indices >= 10)
+        for image, index in zip(batch.images, batch.indices, strict=True):
+            assert index < 10 or bool((image == 30 * (index - 10)).all())
+
+
+def test_either_source_may_stand_alone(images, captured):
+    assert not any(batch.authentic.any() for batch in make(images).train_dataloader())
+    data = make(images)
+    alone = UnlabeledData(None, authentic=str(captured), channels=1, load_size=32, batch_size=3, workers=0)
+    alone.setup()
+    assert all(batch.authentic.all() for batch in alone.train_dataloader())
+    assert alone.sources.digest != data.sources.digest and alone.title == str(captured)
+    with pytest.raises(ValueError, match="data.root, data.authentic or both, got neither"):
+        UnlabeledData(None)
+    with pytest.raises(ValueError, match="between 0 and 1, got 1.0"):
+        UnlabeledData(str(images), authentic=str(captured), authentic_fraction=1.0)
+
+
+def test_a_broken_file_is_replaced_by_one_of_its_source(images, captured):
+    (captured / "0.png").write_bytes(b"broken")
+    data = make(images, authentic=str(captured), max_broken=1, batch_size=2)
+    batches = list(data.train_dataloader())
+    assert {i for batch in batches for i, _ in batch.broken} == {10}
+    for batch in batches:
+        for image, authentic in zip(batch.images, batch.authentic, strict=True):
+            assert not authentic or bool((image == image[0, 0, 0]).all())  # those are flat
+
+
+def test_native_crops_are_parts_of_the_image(images):
+    data = make(images, crop="native", load_size=24, batch_size=10)
+    first, again = (next(iter(data.train_dataloader())) for _ in range(2))
+    assert torch.equal(first.images, again.images) and first.padded == ()
+    for image, index in zip(first.images, first.indices, strict=True):
+        whole = torch.from_numpy(np.array(Image.open(data.sources[int(index)])))
+        places = [(t, left) for t in range(whole.shape[0] - 23) for left in range(37)]
+        assert any(torch.equal(whole[t : t + 24, left : left + 24], image[0]) for t, left in places)
+
+
+def test_native_continues_small_images_by_reflection_and_counts_them(images):
+    ramp = torch.arange(5 * 7, dtype=torch.uint8).view(1, 5, 7)
+    padded = native(ramp, 30, 0.5, 0.5)
+    assert np.array_equal(padded.numpy(), np.pad(ramp.numpy(), ((0, 0), (12, 13), (11, 12)), mode="reflect"))
+    assert torch.equal(native(ramp, 5, 1.0, 0.0), ramp[:, :, :5])
+    data = make(images, crop="native", load_size=45, batch_size=10)
+    with pytest.warns(UserWarning, match="smaller than data.load_size, 45 px"):
+        data.transfer_batch_to_device(next(iter(data.train_dataloader())), torch.device("cpu"), 0)
+    assert len(data.padded) == 5  # heights 40 to 44
+
+
+def test_native_crops_of_air_are_drawn_again(tmp_path):
+    picture = np.zeros((64, 640), dtype=np.uint8)
+    picture[:, 500:] = np.random.default_rng(0).integers(0, 256, (64, 140))
+    for i in range(8):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    batch = next(iter(make(tmp_path, crop="native", batch_size=8).train_dataloader()))
+    assert (
+        sum(bool(image.float().std() > 1) for image in batch.images) >= 6
+    )  # one draw alone would find it 1 in 4 times
+
+
+def _invert(images, seed, epoch, positions):
+    assert len(images) == len(positions)
+    return 255 - images
+
+
+def test_a_transform_reaches_pristine_images_only(images, captured):
+    plain = make(images, authentic=str(captured))
+    changed = make(images, authentic=str(captured), workers=1)
+    changed.transform = _invert
+    for one, other in zip(plain.train_dataloader(), changed.train_dataloader(), strict=True):
+        rows = torch.from_numpy(one.authentic)
+        assert torch.equal(one.images[rows], other.images[rows])
+        assert torch.equal(255 - one.images[~rows], other.images[~rows])
 
 
 def test_square_keeps_the_aspect_and_cuts_where_told():
