@@ -1,19 +1,22 @@
-"""NT-Xent and InfoNCE beside lightly's `NTXentLoss`: time, peak memory, equality.
+"""Contrastive losses beside lightly's `NTXentLoss` and CONTRIQUE's dense formulation: time, peak memory, equality.
 
     python -m benchmarks losses
 
 Forward and backward pass, float32, 128 dimensions. InfoNCE includes what each side does to its queue: lightly's memory
 bank is copied and updated inside the loss, ours is updated by `Queue.enqueue`. Both contrast with the keys from before
-the update.
+the update. The dense formulation of CONTRIQUE's loss is written here from its description: a label matrix, its product
+with itself as mask, and the matrix of all similarities.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from torch import Tensor
 
 from benchmarks import harness
+from csrtrain.losses.distortion_contrast import distortion_contrast
 from csrtrain.losses.info_nce import info_nce
 from csrtrain.losses.nt_xent import nt_xent
 from csrtrain.models.momentum import Queue
@@ -82,6 +85,22 @@ def _rows(
     ]
 
 
+def _class_ids(images: int = 512, classes: int = 126) -> Tensor:
+    """Ids of the 8 patches (two views) of as many synthetic images, each of a class, and authentic ones."""
+    synthetic = torch.randint(classes, (images,), generator=torch.Generator().manual_seed(1))
+    return torch.cat([synthetic, classes + torch.arange(images)]).repeat(2).repeat_interleave(4)
+
+
+def _dense(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """CONTRIQUE's loss with a label matrix (N,K): the mean over anchors of log-sum-exp less the mean of positives."""
+    z = F.normalize(z, dim=1)
+    similarity = z @ z.T / temperature
+    positives = (labels @ labels.T).fill_diagonal_(0)
+    others = torch.ones_like(similarity).fill_diagonal_(0)
+    denominator = (similarity.exp() * others).sum(1)
+    return (denominator.log() - (positives * similarity).sum(1) / positives.sum(1)).mean()
+
+
 def run() -> harness.Result:
     """N = 8192 projections; 1,024 queries against 65,536 keys."""
     generator = torch.Generator().manual_seed(0)
@@ -114,10 +133,28 @@ def run() -> harness.Result:
         2 * 4 * 1024 * DIM,
         (1.0, 4.0),
     )
+    ids = _class_ids()
+    labels = F.one_hot(ids).float()
+    rows += _rows(
+        "Distortion contrast, N = 8,192, peer: dense one-hot",
+        _step(lambda leaf: distortion_contrast(leaf, ids, 0.1), z),
+        _step(lambda leaf: _dense(leaf, labels, 0.1), z),
+        2 * 2 * 8192 * 8192 * DIM,
+        2 * 4 * 8192 * DIM,
+        (2.5, 20.0),
+    )
     notes = [
         f"Forward and backward, float32, d = {DIM}; times: medians of {ROUNDS} interleaved rounds.",
         "Memory: rise of the resident set at its highest in one call.",
         "InfoNCE includes the update of the queue on both sides; lightly also copies its bank in every call.",
+        "Distortion contrast: 512 synthetic images of 126 classes and 512 authentic ones, two views of four patches "
+        "each; the label matrix of the peer is made beforehand and not counted.",
         "NT-Xent as lightly or one pass over rows computes it takes three full products; the symmetric form takes two.",
     ]
-    return harness.Result("losses", "Contrastive losses, ours beside lightly", rows, notes, ("torch", "lightly"))
+    return harness.Result(
+        "losses",
+        "Contrastive losses, ours beside lightly and CONTRIQUE's dense form",
+        rows,
+        notes,
+        ("torch", "lightly"),
+    )
