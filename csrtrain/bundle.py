@@ -25,8 +25,8 @@ class BundleHeader:
         backbone: arguments that rebuild the network, see `Backbone.arguments`.
         input: channels, range of the values, normalisation (mean, std), and the intensity window of the training
             images ("header", "full" or [centre, width]): another window means another quality.
-        features: representation_dim, channels of the feature maps (stages), scales of the image that are used, and
-            whether representations are L2-normalised.
+        features: representation_dim, channels of the feature maps (stages), scales of the image that are used and the
+            filter that makes the smaller one, and whether representations are L2-normalised.
         training: method, config (name), data (digest and description, no names), seed, steps.
         versions: packages by name.
         results: measured values by name, finite numbers.
@@ -50,6 +50,7 @@ def header_for(
     training: dict[str, Any] | None = None,
     versions: dict[str, str] | None = None,
     results: dict[str, float] | None = None,
+    features: dict[str, Any] | None = None,
 ) -> BundleHeader:
     """The header of a backbone, with what only its training knows: see `BundleHeader`."""
     arguments = backbone.arguments()
@@ -62,6 +63,7 @@ def header_for(
             "stages": backbone.stage_channels,
             "scales": [1.0],
             "l2": False,
+            **(features or {}),
         },
         training=training or {},
         versions=versions or {},
@@ -161,6 +163,7 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> BundleHeade
         training={key: described.get(key) for key in ("method", "config", "data", "seed", "steps")},
         versions=described.get("versions", {}),
         results=described.get("results", {}),
+        features=described.get("features", {}),
     )
     save(output, backbone, header)
     return header

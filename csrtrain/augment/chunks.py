@@ -7,21 +7,28 @@ of them is often asleep then, and views of thousands of small operations were 25
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def for_each_chunk(work: Callable[[slice], None], n: int, size: int) -> None:
     """Call `work` with slices of at most `size` that cover range(n), in as many threads as torch uses."""
-    chunks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    for_each(work, [slice(start, min(start + size, n)) for start in range(0, n, size)])
+
+
+def for_each(work: Callable[[T], None], items: Sequence[T]) -> None:
+    """Call `work` with each item, in as many threads as torch uses."""
     threads = torch.get_num_threads()
     if threads == 1:
-        for chunk in chunks:
-            work(chunk)
+        for item in items:
+            work(item)
     else:
-        list(_pool(os.getpid(), threads).map(work, chunks))  # raises what `work` raises
+        list(_pool(os.getpid(), threads).map(work, items))  # raises what `work` raises
 
 
 @functools.cache

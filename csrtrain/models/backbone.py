@@ -1,12 +1,14 @@
 """Backbone: a timm model, by name or from a bundle, as representation and feature maps."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -85,6 +87,27 @@ class Backbone(nn.Module):
         """
         maps: list[Tensor] = self.network.forward_intermediates(self._normalised(images), intermediates_only=True)
         return maps
+
+    def patch_representations(self, images: Tensor, side: int) -> Tensor:
+        """(B,C,H,W) float in [0,1] -> (B,side*side,D), the representation of each part of the last feature map.
+
+        The map, or the tokens of a square image, are averaged over side x side equal parts, row by row; what the
+        architecture does after its pooling (a norm in ConvNeXt, say) is done to each.
+        """
+        x: Tensor = self.network.forward_features(self._normalised(images))
+        if x.ndim == 3:  # tokens (B,N,D), class token and the like first
+            x = x[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            rows = math.isqrt(x.shape[1])
+            parts = F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (rows, -1)), side)  # (B,D,s,s)
+            norm: Any = getattr(self.network, "fc_norm", nn.Identity())
+            h: Tensor = norm(parts.flatten(2).transpose(1, 2))
+            return h
+        last = x.shape[-1] == self.network.num_features != x.shape[1]  # Swin's (B,H,W,D)
+        parts = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2) if last else x, side)
+        parts = parts.flatten(2).transpose(1, 2).flatten(0, 1)  # (B*s*s,D)
+        parts = parts[:, None, None] if last else parts[:, :, None, None]
+        h = self.network.forward_head(parts, pre_logits=True)
+        return h.view(len(x), side * side, -1)
 
     def forward(self, images: Tensor) -> Tensor:
         """As `representation`."""

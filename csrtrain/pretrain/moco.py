@@ -75,7 +75,8 @@ class MoCo(LightningModule):
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         self.queue = Queue(queue_size, projection_dim)
         # Equal on all ranks by construction: DDP need not broadcast it in every step.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["queue.rows"])
+        ddp: Any = DistributedDataParallel
+        ddp._set_params_and_buffers_to_ignore_for_model(self, ["queue.rows"])
         self.temperature = temperature
         self.momentum = momentum
         self.batch_norm_groups = batch_norm_groups

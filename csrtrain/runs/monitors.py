@@ -121,16 +121,13 @@ class LabelProbe(Callback):
         labels = trainer.datamodule.labels  # type: ignore[attr-defined]
         if labels is None:
             return
-        backbone: Any = pl_module.backbone
-        none = (torch.empty(0, dtype=torch.int64), torch.empty(0, backbone.representation_dim))
-        pairs = [none, *self._rows]  # a rank may have no row
-        rows = (torch.cat([i for i, _ in pairs]), torch.cat([h for _, h in pairs]))
-        self._rows = []
-        gathered: list[Any] = [rows] * world_size()
+        gathered: list[Any] = [self._rows] * world_size()
         if world_size() > 1:
-            dist.all_gather_object(gathered, rows)
-        indices = torch.cat([i for i, _ in gathered]).numpy()
-        h = torch.cat([h for _, h in gathered]).numpy()
+            dist.all_gather_object(gathered, self._rows)  # a rank may have no row
+        self._rows = []
+        pairs = [pair for rows in gathered for pair in rows]
+        indices = torch.cat([i for i, _ in pairs]).numpy()
+        h = torch.cat([h for _, h in pairs]).numpy()
         kept = np.unique(indices, return_index=True)[1]  # each image once, whatever the sampler did
         indices, h = indices[kept], h[kept]
         judge = knn_accuracy if labels.is_class else knn_srcc

@@ -129,7 +129,9 @@ def test_modality_lut(tmp_path):
     ["SC_rgb_rle.dcm", "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_gdcm_KY.dcm", "examples_rgb_color.dcm", "ExplVR_BigEnd.dcm"],
 )
 def test_rgb_stays_8_bit(name):
-    want = pydicom.dcmread(embedded(name)).pixel_array
+    # The lossless JPEG, which pydicom reads with another plugin only, is the same picture as the run-length one.
+    reference = "SC_rgb_rle.dcm" if name == "SC_rgb_jpeg_gdcm.dcm" else name
+    want = pydicom.dcmread(embedded(reference)).pixel_array
     got = decode.read(embedded(name))
     assert got.dtype == torch.uint8
     assert np.array_equal(got.permute(1, 2, 0).numpy(), want)

@@ -37,6 +37,29 @@ def test_representation_equals_timm(pair):
     assert torch.equal(h, expected)
 
 
+@pytest.mark.parametrize("name", [*SMALL, "swin_tiny_patch4_window7_224"])
+def test_patch_representations_are_those_of_the_parts(name):
+    torch.manual_seed(0)
+    backbone = Backbone(name, 1).eval()
+    size = 224 if "swin" in name else 192
+    images = torch.rand(2, 1, size, size)
+    with torch.no_grad():
+        whole, parts = backbone.patch_representations(images, 1), backbone.patch_representations(images, 2)
+        last = backbone.network.forward_features(backbone._normalised(images))
+        h = backbone.representation(images)
+    assert whole.shape == (2, 1, backbone.representation_dim) and parts.shape == (2, 4, backbone.representation_dim)
+    if name == "test_vit":  # its representation is the class token's
+        tokens = last[:, backbone.network.num_prefix_tokens :].unflatten(1, (12, 12))  # (2,12,12,D)
+        assert torch.allclose(whole[:, 0], tokens.mean((1, 2)), atol=1e-5)
+        assert torch.allclose(parts[:, 1], tokens[:, :6, 6:].mean((1, 2)), atol=1e-5)
+    else:
+        assert torch.allclose(whole[:, 0], h, atol=1e-5)
+    if name == "test_resnet":
+        side = last.shape[-1] // 2
+        assert torch.allclose(parts[:, 2], last[:, :, -side:, :side].mean((2, 3)), atol=1e-5)
+        assert torch.allclose(parts.mean(1), h, atol=1e-5)
+
+
 def test_feature_maps_equal_the_layers(pair):
     name, reference, path = pair
     backbone = Backbone(name, 3, str(path), mean=[0.0] * 3, std=[1.0] * 3).eval()
