@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         if x.ndim == 3:  # tokens (B,N,D), class token and the like first
             x = x[:, getattr(self.network, "num_prefix_tokens", 0) :]
             rows = math.isqrt(x.shape[1])
-            parts = F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (rows, -1)), side)  # (B,D,s,s)
+            parts = F.adaptive_avg_pool2d(x.transpose(1, 2).reshape(len(x), -1, rows, rows), side)  # (B,D,s,s)
             norm: Any = getattr(self.network, "fc_norm", nn.Identity())
             h: Tensor = norm(parts.flatten(2).transpose(1, 2))
             return h
