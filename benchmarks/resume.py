@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks import harness
 from csrtrain.data.unlabeled import UnlabeledData
 from csrtrain.models.weights import read_torch
-from csrtrain.pretrain import MoCo, SimCLR
+from csrtrain.pretrain import CONTRIQUE, MoCo, SimCLR
 from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, newest
 from csrtrain.runs.monitors import LabelProbe, RepresentationMonitor
 
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 FACTORS: dict[str, tuple[Any, ...]] = {
     "ranks": (1, 2),
-    "method": ("simclr", "moco"),
+    "method": ("simclr", "moco", "contrique"),
     "workers": (0, 2),
     "by": ("max_epochs", "max_steps"),
     "accumulate": (1, 2),
@@ -116,7 +116,8 @@ def fit(setting: Setting, images: Path, run_dir: Path, resume: Path | None) -> l
         root=str(images),
         channels=1,
         modality="mri",
-        load_size=40,
+        load_size=48 if setting.method == "contrique" else 40,
+        crop="native" if setting.method == "contrique" else "resized",
         batch_size=BATCH_SIZE,
         workers=setting.workers,
         labels=str(images / "labels.csv") if setting.validate else None,
@@ -124,9 +125,11 @@ def fit(setting: Setting, images: Path, run_dir: Path, resume: Path | None) -> l
         seed=3,
     )
     arguments: dict[str, Any] = dict(backbone="test_resnet", channels=1, modality="mri", size=32, projection_dim=16)
-    model: SimCLR | MoCo
+    model: SimCLR | MoCo | CONTRIQUE
     if setting.method == "moco":
         model = MoCo(**arguments, queue_size=20, batch_norm_groups=2, momentum=0.9, learning_rate=0.05)
+    elif setting.method == "contrique":
+        model = CONTRIQUE(**{**arguments, "size": 24}, learning_rate=0.05)
     else:
         model = SimCLR(**arguments, optimizer="sgd", learning_rate=0.05)
     batches = 3 if setting.limit else BATCHES

@@ -1,13 +1,13 @@
 """What crosses the borders between packages: one NamedTuple per kind of batch."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 Drawn = dict[str, Tensor]
-"""Drawn parameters of a batch; only the pipeline that drew them reads them."""
+"""Drawn parameters of two views; only the pipeline that drew them reads them."""
 
 
 class ImageBatch(NamedTuple):
@@ -20,7 +20,7 @@ class ImageBatch(NamedTuple):
     authentic: (B,) bool, images as captured, that are not to be distorted.
     broken: (index, reason) of files that could not be read and were replaced.
     padded: indices of images that were too small and were continued by their reflection.
-    drawn: parameters of the views, filled in by `on_before_batch_transfer`.
+    drawn: parameters of the views, filled in by `on_before_batch_transfer`; what they are is up to the method.
     """
 
     images: Tensor
@@ -32,7 +32,7 @@ class ImageBatch(NamedTuple):
     authentic: NDArray[np.bool_]
     broken: tuple[tuple[int, str], ...] = ()
     padded: tuple[int, ...] = ()
-    drawn: Drawn | None = None
+    drawn: Any = None
 
 
 class ViewBatch(NamedTuple):
@@ -40,6 +40,7 @@ class ViewBatch(NamedTuple):
 
     view0, view1: (B,C,S,S) float32 in [0,1].
     indices, seed, epoch, number: as in `ImageBatch`.
+    classes: (B,) int64, equal for images that are to attract each other; only where a method has classes.
     """
 
     view0: Tensor
@@ -48,6 +49,7 @@ class ViewBatch(NamedTuple):
     seed: int
     epoch: int
     number: int
+    classes: Tensor | None = None
 
 
 class LabelledBatch(NamedTuple):

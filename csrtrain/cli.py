@@ -5,6 +5,7 @@ import os
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 _USAGE = """usage: csrtrain VERB ...
 
@@ -13,6 +14,7 @@ _USAGE = """usage: csrtrain VERB ...
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
   check-data  look at images:      csrtrain check-data DIR
   preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
+              or distortions:      csrtrain preview --distortions IMAGE --bank mri -o distortions.png
 
 csrtrain VERB --help says more. Exit codes: 0 all done, 1 some inputs failed and are listed, 2 wrong use.
 """
@@ -99,9 +101,25 @@ def _check_data(args: list[str]) -> int:
 
 
 def _preview(args: list[str]) -> int:
-    from csrtrain.training_cli import preview
+    from csrtrain import preview
+    from csrtrain.augment.settings import Modality
 
-    print(f"Wrote {preview(_resolve_configs(args))}.")
+    if any(arg.partition("=")[0] in ("-c", "--config") for arg in args):
+        print(f"Wrote {preview.views(_resolve_configs(args))}.")
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="csrtrain preview",
+        description="Draw the views of a config (-c CONFIG, and any option of fit), or every type and level of "
+        "distortion on one image.",
+        epilog="examples: csrtrain preview -c medical_simclr --data.root images/ -o views.png   "
+        "csrtrain preview --distortions scan.dcm --bank mri -o distortions.png",
+    )
+    parser.add_argument("--distortions", metavar="IMAGE", required=True, help="the image to distort")
+    parser.add_argument("--bank", default="natural", choices=get_args(Modality), help="default: natural")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="default: those of the image")
+    parser.add_argument("-o", "--output", required=True, help="the PNG to write")
+    options = parser.parse_args(args)
+    print(f"Wrote {preview.distortions(options.distortions, options.bank, options.output, options.channels)}.")
     return 0
 
 

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -232,48 +231,3 @@ def _quiet_lightning() -> None:
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
-
-
-def preview(args: list[str], images: int = 6) -> Path:
-    """Draw a picture of what a config trains on: each row an image as loaded, and two times two views of it.
-
-    Args:
-        args: as for `fit`, and `-o P.png`.
-        images: rows.
-
-    Returns:
-        Path of the picture.
-    """
-    import matplotlib.pyplot as plt
-
-    cli = TrainingCLI(args, run=False)
-    if Path(cli.config.get("output") or "").suffix.lower() != ".png":
-        raise ValueError(f"Expected a PNG to write, got {cli.config.get('output')}. Name it with -o views.png.")
-    data: Any = cli.datamodule
-    model: Any = cli.model
-    data.setup("preview")
-    batch = data.first_batch(images)
-    columns = [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)]
-    titles = ["loaded"]
-    for epoch in range(2):
-        drawn = model.views.draw(data.seed, epoch, batch.positions, *batch.images.shape[-2:])
-        for number, view in enumerate(model.views(batch.images, drawn)):
-            columns.append(view)
-            titles.append(f"epoch {epoch}, view {number}")
-    figure, axes = plt.subplots(
-        len(batch.positions), len(columns), figsize=(2.2 * len(columns), 2.2 * len(batch.positions)), squeeze=False
-    )
-    for row in range(len(batch.positions)):
-        for column, pictures in enumerate(columns):
-            picture = pictures[row].permute(1, 2, 0).numpy()
-            axis = axes[row, column]
-            axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(titles[column], fontsize=9)
-    figure.suptitle(f"{data.title}: {data.modality}, {data.channels} channel(s)", fontsize=10)
-    figure.tight_layout()
-    path = Path(cli.config.output)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path

@@ -16,10 +16,10 @@ ROWS = [
     ["pretrain", "quality", "runs", "score", "controls", "onnx", "__init__"],
     ["bundle"],
     ["data", "augment", "models", "losses", "metrics"],
-    ["batches", "draws", "distributed"],
+    ["batches", "draws", "distributed", "precision"],
 ]
 # Files of the package that belong to a unit of another name.
-PARTS = {"training_cli": "cli", "__main__": "cli"}
+PARTS = {"training_cli": "cli", "preview": "cli", "__main__": "cli"}
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 
 # Where a library may be imported, by file or folder.

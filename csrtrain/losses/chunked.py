@@ -1,4 +1,4 @@
-"""What the contrastive losses share: block size, precision, checked and normalised input.
+"""What the contrastive losses share: block size, checked and normalised input.
 
 Both compute their gradient by hand, block by block of logits, so that nothing of the size rows x columns is kept.
 Logits are in bits (multiplied by log2 e), because exp2 is several times faster than exp and as exact.
@@ -6,7 +6,6 @@ Logits are in bits (multiplied by log2 e), because exp2 is several times faster 
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,24 +19,6 @@ BITS = 1 / math.log(2)  # bits per nat
 def block_length(other: int) -> int:
     """How many rows (or columns) of `other` logits each make a block."""
     return max(1, ELEMENTS // other)
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products without autocast, TF32 or bf16, whatever `torch.set_float32_matmul_precision` says.
-
-    A bf16 product is wrong by up to 0.02 in a logit, TF32 by 0.003.
-    """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def normalised(z: Tensor) -> Tensor:

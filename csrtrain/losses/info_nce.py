@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csrtrain.losses.chunked import BITS, block_length, check, first_derivative, full_precision, normalised
+from csrtrain.losses.chunked import BITS, block_length, check, first_derivative, normalised
+from csrtrain.precision import full_precision
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from csrtrain.distributed import gather, world_size
-from csrtrain.losses.chunked import BITS, check, first_derivative, full_precision, log_sums, normalised, pulls
+from csrtrain.losses.chunked import BITS, check, first_derivative, log_sums, normalised, pulls
+from csrtrain.precision import full_precision
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.1) -> Tensor:

@@ -42,13 +42,6 @@ def test_products_are_float32_whatever_is_set_for_the_backbone(name):
     assert seen.products and set(seen.products) == {(torch.float32, "ieee")}
 
 
-def test_precision_is_put_back_after_an_error():
-    before = torch.backends.cuda.matmul.fp32_precision
-    with pytest.raises(KeyError), chunked.full_precision(torch.device("cpu")):
-        raise KeyError
-    assert torch.backends.cuda.matmul.fp32_precision == before
-
-
 @pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
 def test_nothing_of_the_size_rows_times_columns_is_made(monkeypatch, name):
     monkeypatch.setattr(chunked, "ELEMENTS", 512)

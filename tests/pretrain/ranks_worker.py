@@ -1,8 +1,9 @@
-"""One step of SimCLR and MoCo on a fixed batch, on this rank's share of it; rank 0 saves loss and gradients.
+"""One step of SimCLR, MoCo and CONTRIQUE on a fixed batch, on this rank's share of it; rank 0 saves loss and gradients.
 
 Run by test_ranks.py under torchrun with 1, 2 and 4 ranks.
 """
 
+import copy
 import sys
 import warnings
 
@@ -13,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csrtrain.batches import ViewBatch
-from csrtrain.pretrain import MoCo, SimCLR
+from csrtrain.pretrain import CONTRIQUE, MoCo, SimCLR
 
 BATCH = 8
+CLASSES = torch.tensor([0, 31, 31, -7, 0, -9, 31, -7])  # of the images: synthetic, and authentic below 0
 COMMON = dict(channels=1, modality="mri", size=32, projection_dim=16)
 
 
@@ -44,7 +46,17 @@ def methods() -> dict[str, nn.Module]:
     simclr.head = nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, 16))  # the usual head has batch-norm
     moco = MoCo(backbone="test_convnext", **COMMON, queue_size=20)
     shuffled = MoCo(backbone="test_resnet", **COMMON, queue_size=20, batch_norm_groups=4)
-    return {"simclr": simclr, "moco": moco, "moco, batch-norm and shuffling": shuffled}
+    contrique = CONTRIQUE(backbone="test_vit", **COMMON)
+    contrique.head = copy.deepcopy(simclr.head)
+    legacy = copy.deepcopy(contrique)
+    legacy.legacy_gradient_scale = True
+    return {
+        "simclr": simclr,
+        "moco": moco,
+        "moco, batch-norm and shuffling": shuffled,
+        "contrique": contrique,
+        "contrique, legacy": legacy,
+    }
 
 
 def main(output: str) -> None:
@@ -63,12 +75,13 @@ def main(output: str) -> None:
         for number in range(2):  # the second step meets the queue that the first one filled
             method.zero_grad()
             indices = np.arange(BATCH)[local]
-            loss = wrapped(ViewBatch(views[0, local], views[1, local], indices, 3, 0, number))
+            loss = wrapped(ViewBatch(views[0, local], views[1, local], indices, 3, 0, number, CLASSES[local]))
             loss.backward()
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         at_z = torch.cat([projection.grad for projection in step.projections])
-        at_z = at_z.view(-1, BATCH // ranks, 16) if name == "simclr" else at_z[None]  # (views, B, d)
+        several = name == "simclr" or name.startswith("contrique")
+        at_z = at_z.unflatten(0, (2, -1)) if several else at_z[None]  # (views, B, d)
         parts = [torch.zeros_like(at_z) for _ in range(ranks)]
         dist.all_gather(parts, at_z.contiguous())
         results[name] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-METHODS = ("simclr", "moco", "moco, batch-norm and shuffling")
+METHODS = ("simclr", "contrique", "moco", "moco, batch-norm and shuffling")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,20 @@ def test_loss_and_gradients_do_not_depend_on_the_ranks(results, method, ranks):
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", METHODS[2:])
 def test_the_queue_is_equal_on_all_ranks(results, method, ranks):
     queues = results[ranks][method]["queues"]
     assert len(queues) == ranks
     for queue in queues:
         assert torch.equal(queue, queues[0])
         assert torch.allclose(queue, results[1][method]["queues"][0], atol=1e-6)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_legacy_scale_divides_the_gradient_by_the_ranks(results, ranks):
+    """As the released code of CONTRIQUE does: the loss is the same, the gradient 1/ranks of it."""
+    one, many = results[1]["contrique"], results[ranks]["contrique, legacy"]
+    assert abs(float(one["loss"] - many["loss"])) < 1e-6
+    for name, gradient in one["parameters"].items():
+        assert torch.allclose(gradient, ranks * many["parameters"][name], atol=1e-9, rtol=1e-6), name

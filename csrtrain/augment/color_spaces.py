@@ -1,0 +1,102 @@
+"""Colour spaces of whole batches, and the random ones of CONTRIQUE's views.
+
+Lab and HSV are kornia's, which agree with scikit-image to 1e-3 and 1e-5.
+"""
+
+import math
+
+import kornia
+import torch
+from torch import Tensor
+
+from csrtrain.augment import geometry
+from csrtrain.augment.color import luma
+
+GREY, LAB, HSV, MEAN_SUBTRACTED, UNCHANGED = range(5)
+SPACES_OF_COLOR = (GREY, LAB, HSV, MEAN_SUBTRACTED, UNCHANGED)
+SPACES_OF_GREY = (MEAN_SUBTRACTED, UNCHANGED)  # of a single channel: the others change nothing
+
+# Full range BT.601, as in JPEG and Pillow, without the offset of 0.5 on Cb and Cr.
+YCBCR_FROM_RGB = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
+RGB_FROM_YCBCR = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
+_MS_RADIUS, _MS_SIGMA = 3, 7 / 6
+_MS_FLOOR = 1e-3  # of a range of 1: what is flatter than that is not blown up to full contrast
+
+
+def rgb_to_lab(x: Tensor) -> Tensor:
+    """(n,3,H,W) sRGB in [0,1] -> CIELAB, white D65: L in [0,100], a and b about -100 to 100."""
+    return kornia.color.rgb_to_lab(x)
+
+
+def lab_to_rgb(x: Tensor) -> Tensor:
+    """The inverse, not clamped: what lies outside of sRGB leaves [0,1]."""
+    return kornia.color.lab_to_rgb(x, clip=False)
+
+
+def rgb_to_ycbcr(x: Tensor) -> Tensor:
+    """(n,3,H,W) in [0,1] -> Y in [0,1], Cb and Cr in [-0.5,0.5]."""
+    return _product(x, YCBCR_FROM_RGB)
+
+
+def ycbcr_to_rgb(x: Tensor) -> Tensor:
+    """The inverse, not clamped."""
+    return _product(x, RGB_FROM_YCBCR)
+
+
+def _product(x: Tensor, matrix: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """A 3x3 matrix times the pixels of (n,3,H,W)."""
+    return torch.matmul(torch.tensor(matrix, device=x.device), x.flatten(2)).view_as(x)
+
+
+def _grey(x: Tensor) -> Tensor:
+    return luma(x).expand_as(x)
+
+
+def _lab(x: Tensor) -> Tensor:
+    """Scaled as 8-bit Lab is: L / 100, (a + 128) / 255, (b + 128) / 255."""
+    lab = rgb_to_lab(x)
+    return torch.cat([lab[:, :1] / 100, (lab[:, 1:] + 128) / 255], dim=1).clamp_(0, 1)
+
+
+def _hsv(x: Tensor) -> Tensor:
+    hsv = kornia.color.rgb_to_hsv(x)
+    return torch.cat([hsv[:, :1] / (2 * math.pi), hsv[:, 1:]], dim=1).clamp_(0, 1)
+
+
+def _mean_subtracted(x: Tensor) -> Tensor:
+    """Difference to a Gaussian mean of 7 taps, stretched to [0,1] per image and channel."""
+    sigma = torch.full((len(x),), _MS_SIGMA, device=x.device)
+    x = x - geometry.blur(x, sigma, _MS_RADIUS, compiled=False)
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return (x - low) / (high - low + _MS_FLOOR)
+
+
+_MAKE = {GREY: _grey, LAB: _lab, HSV: _hsv, MEAN_SUBTRACTED: _mean_subtracted}
+
+
+def to_color_space(x: Tensor, choice: Tensor) -> Tensor:
+    """Every image in its own colour space, scaled to [0,1].
+
+    CONTRIQUE (arXiv 2110.13266, section III-C): greyscale, CIELAB, HSV, mean-subtracted, or RGB as it is. Not rounded
+    to 8 bits as in the released code (our choice). On a CPU each space is made for those that chose it, elsewhere for
+    all, because the number of rows is not known there.
+
+    Args:
+        x: (n,C,H,W) in [0,1]; C = 3, or 1 with the spaces of `SPACES_OF_GREY` only.
+        choice: (n,) int64 on the device of x, of `SPACES_OF_COLOR`.
+
+    Returns:
+        (n,C,H,W) float32 in [0,1].
+    """
+    if x.device.type == "cpu":
+        out, chosen = x.clone(), choice.numpy()  # numpy: a host read of a host tensor is no synchronisation
+        for space, make in _MAKE.items():
+            rows = torch.from_numpy((chosen == space).nonzero()[0])
+            if len(rows):
+                out.index_copy_(0, rows, make(x.index_select(0, rows)))
+        return out
+    out = x
+    for space in SPACES_OF_COLOR if x.shape[1] == 3 else SPACES_OF_GREY:
+        if space != UNCHANGED:
+            out = torch.where(choice[:, None, None, None] == space, _MAKE[space](x), out)
+    return out

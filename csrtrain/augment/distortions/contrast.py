@@ -1,0 +1,119 @@
+"""Brightness, contrast, sharpness and number of levels."""
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from csrtrain.augment.color_spaces import lab_to_rgb, rgb_to_lab
+from csrtrain.augment.distortions.blur import smooth
+
+_SHARPEN_SIGMA, _SHARPEN_RADIUS = 3.0, 6  # px
+_KNOTS = (0.0, 0.3, 0.5, 0.7, 1.0)
+# A cubic spline through five points, not-a-knot: one cubic on [0,0.5] and one on [0.5,1], coefficients (4,2) from the
+# cube down, about 0 and 0.5. It is linear in the points: a curve without change, and what an amount of 1 adds.
+_CURVE = np.array(CubicSpline(_KNOTS, (0, 0.25, 0.5, 0.75, 1)).c)[:, [0, 2]]
+_ADDED = np.array(CubicSpline(_KNOTS, (0, -0.25, 0, 0.25, 0)).c)[:, [0, 2]]
+
+
+def brighten(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
+    """Raise the middle tones: the parabola through (0,0), (0.5, 0.5 + amount / 2) and (1,1). KADIS-700k type 16.
+
+    Two thirds of it act on red, green and blue, one third on L of Lab (ARNIQA, arXiv 2310.14918, and its code's facts);
+    with other than three channels it acts on each.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        amount: (n,).
+        seeds: (n,), unused.
+    """
+    return _bend(x, 0.5 + 0.5 * amount)
+
+
+def darken(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
+    """Lower the middle tones: as `brighten`, through (0.5, 0.5 - amount / 2). KADIS-700k type 17.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        amount: (n,).
+        seeds: (n,), unused.
+    """
+    return _bend(x, 0.5 - 0.5 * amount)
+
+
+def _bend(x: Tensor, middle: Tensor) -> Tensor:
+    middle = middle[:, None, None, None]
+
+    def curve(y: Tensor) -> Tensor:
+        return ((2 - 4 * middle) * y * y + (4 * middle - 1) * y).clamp_(0, 1)
+
+    if x.shape[1] != 3:
+        return curve(x)
+    lab = rgb_to_lab(x)
+    return (2 * curve(x) + lab_to_rgb(torch.cat([100 * curve(lab[:, :1] / 100), lab[:, 1:]], dim=1))) / 3
+
+
+def mean_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
+    """Add a constant. KADIS-700k type 18.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        shift: (n,), signed; 0 changes nothing.
+        seeds: (n,), unused.
+    """
+    return x + shift[:, None, None, None]
+
+
+def quantize_levels(x: Tensor, levels: Tensor, seeds: Tensor) -> Tensor:
+    """Round to equidistant levels between the smallest and the largest value of each channel.
+
+    KADIS-700k type 22, which finds thresholds by Otsu's method; equidistant ones are our choice, as banding has them.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        levels: (n,) number of levels, rounded, at least 2.
+        seeds: (n,), unused.
+    """
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    steps = (levels.round() - 1)[:, None, None, None]
+    unit = (x - low) / (high - low).clamp(min=1e-6)
+    return low + (high - low) * (unit * steps).round() / steps
+
+
+def sharpen(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
+    """Unsharp masking of L of Lab with a Gaussian of 3 px: L + amount * (L - smooth L). KADIS-700k type 24.
+
+    `imsharpen` with a radius of 3. With other than three channels it acts on each.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        amount: (n,).
+        seeds: (n,), unused.
+    """
+    amount, sigma = amount[:, None, None, None], torch.full_like(amount, _SHARPEN_SIGMA)
+    if x.shape[1] != 3:
+        return x + amount * (x - smooth(x, sigma, _SHARPEN_RADIUS))
+    lab = rgb_to_lab(x)
+    light = lab[:, :1].contiguous()
+    sharp = (light + amount * (light - smooth(light, sigma, _SHARPEN_RADIUS))).clamp_(0, 100)
+    return lab_to_rgb(torch.cat([sharp, lab[:, 1:]], dim=1))
+
+
+def change_contrast(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
+    """A smooth curve through (0,0), (0.3, 0.25 - amount / 4), (0.5,0.5), (0.7, 0.75 + amount / 4), (1,1).
+
+    KADIS-700k type 25. Positive amounts steepen it; -0.2, not 0, changes nothing.
+
+    Args:
+        x: (n,C,H,W) in [0,1].
+        amount: (n,), signed.
+        seeds: (n,), unused.
+    """
+    coefficients = [
+        [_CURVE[k, half] + _ADDED[k, half] * amount[:, None, None, None] for k in range(4)] for half in (0, 1)
+    ]
+    upper = x >= 0.5
+    t = torch.where(upper, x - 0.5, x)
+    (a3, a2, a1, a0), (b3, b2, b1, b0) = coefficients
+    low, high = ((a3 * t + a2) * t + a1) * t + a0, ((b3 * t + b2) * t + b1) * t + b0
+    return torch.where(upper, high, low)

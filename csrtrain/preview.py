@@ -1,0 +1,106 @@
+"""Pictures to look at before a training: the views of a config, and the distortions of a bank."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrtrain.augment.bank import DistortionBank
+from csrtrain.augment.distort import LEVELS, rows_for
+from csrtrain.augment.settings import Modality
+from csrtrain.data import decode
+from csrtrain.data.images import native
+from csrtrain.training_cli import TrainingCLI
+
+_INCHES = 2.2  # per picture, at 100 dpi
+_SIDE = 224  # px of the image that `distortions` shows
+
+
+def views(args: list[str], images: int = 6) -> Path:
+    """Draw a picture of what a config trains on: each row an image as loaded, and two times two views of it.
+
+    Args:
+        args: as for `fit`, and `-o P.png`.
+        images: rows.
+
+    Returns:
+        Path of the picture.
+    """
+    cli = TrainingCLI(args, run=False)
+    path = _png(cli.config.get("output"))
+    data: Any = cli.datamodule
+    model: Any = cli.model
+    data.setup("preview")
+    batch = data.first_batch(images)
+    columns = [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)]
+    titles = ["loaded"]
+    for epoch in range(2):
+        made = model.on_after_batch_transfer(model.on_before_batch_transfer(batch._replace(epoch=epoch), 0), 0)
+        columns += [made.view0, made.view1]
+        titles += [f"epoch {epoch}, view {number}" for number in range(2)]
+    rows = [[column[row] for column in columns] for row in range(len(batch.positions))]
+    title = f"{data.title}: {data.modality}, {data.channels} channel(s)"
+    _draw(rows, titles, [""] * len(rows), title, path)
+    return path
+
+
+def distortions(image: str, modality: Modality, output: str | None, channels: int | None = None) -> Path:
+    """Draw every type of distortion (rows) at every level (columns) on the centre of an image.
+
+    Args:
+        image: address of a file, see `csrtrain.data.decode.read`; smaller than 224 px it is continued by reflection.
+        modality: whose bank.
+        output: the PNG to write.
+        channels: 1 or 3; by default those of the image.
+
+    Returns:
+        Path of the picture.
+    """
+    path = _png(output)
+    loaded = decode.read(image)
+    loaded = decode.to_channels(loaded, channels or min(3, len(loaded)))
+    crop = native(loaded, _SIDE, 0.5, 0.5)
+    x = crop.float() / 255 if crop.dtype == torch.uint8 else crop  # (C,S,S)
+    bank = DistortionBank(rows_for(modality, len(x), jpeg2000=True))
+    levels = np.arange(1, LEVELS + 1, dtype=np.float64)[:, None]
+    rows, names = [], []
+    for t, row in enumerate(bank.rows):
+        drawn = bank.drawn(np.full((LEVELS, 1), t), levels, np.arange(LEVELS, dtype=np.int64)[:, None])
+        rows.append([x, *bank(x.expand(LEVELS, -1, -1, -1), drawn)])
+        values = ", ".join(f"{value:g}" for value in row.values)
+        names.append(f"{row.name}\n{row.unit}:\n{values}")
+    title = f"Distortions of the bank {modality}, {len(x)} channel(s)"
+    _draw(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title, path)
+    return path
+
+
+def _png(output: str | None) -> Path:
+    path = Path(output or "")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"Expected a PNG to write, got {output}. Name it with -o views.png.")
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected a folder that exists for {path}, got none. Create {path.parent}.")
+    return path
+
+
+def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str, path: Path) -> None:
+    """A grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows."""
+    size = (_INCHES * len(titles) + (1.5 if any(names) else 0), _INCHES * len(rows) + 0.6)
+    figure, grid = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
+    for pictures, axes, name in zip(rows, grid, names, strict=True):
+        for picture, axis in zip(pictures, axes, strict=True):
+            pixels = picture.permute(1, 2, 0).numpy()
+            axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+        axes[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
+    for axis, text in zip(grid[0], titles, strict=True):
+        axis.set_title(text, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,309 @@
+"""Properties of every type of distortion, by table, and of the module that draws and applies them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from csrtrain.augment import distort
+from csrtrain.augment.bank import PRISTINE, DistortionBank
+from csrtrain.augment.distort import BANKS, LEVELS, NATURAL, ROWS, Distortion, rows_for
+from csrtrain.data import decode, samples
+from csrtrain.data.images import native
+
+NAMES = list(ROWS)
+ON_DEVICE = [name for name in NAMES if not ROWS[name].in_worker]
+SIDE = 224
+
+
+def channels_of(row):
+    return (3,) if row.color else (1, 3)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """20 crops of real photographs and scans that ship inside installed packages, by number of channels: (20,C,S,S)."""
+    addresses = [*samples.natural(), *samples.medical()]
+    crops = {1: [], 3: []}
+    for number in range(200):
+        image = decode.read(addresses[number % len(addresses)])
+        u = np.random.default_rng(number).random(2)
+        crop = native(image, SIDE, *u)
+        crop = crop.float() / 255 if crop.dtype == torch.uint8 else crop
+        for channels, found in crops.items():
+            if crop.std() > 0.05 and len(found) < 20 and not (channels == 3 and crop.shape[0] == 1):
+                found.append(decode.to_channels(crop, channels))
+    return {channels: torch.stack(found) for channels, found in crops.items()}
+
+
+def applied(row, x, level, seed=5):
+    bank, n = DistortionBank([row]), len(x)
+    seeds = (np.arange(n, dtype=np.int64) * 7919 + seed)[:, None]
+    return bank(x, bank.drawn(np.zeros((n, 1), dtype=np.int64), np.full((n, 1), float(level)), seeds))
+
+
+def error(a, b):
+    return float((a - b).square().mean((1, 2, 3)).median())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_range_shape_and_dtype(real, name):
+    row = ROWS[name]
+    for channels in channels_of(row):
+        x = real[channels][:3, :, :64, :90]
+        original = x.clone()
+        for level in (1, 5):
+            y = applied(row, x, level)
+            assert y.shape == x.shape and y.dtype == torch.float32
+            assert 0 <= float(y.min()) and float(y.max()) <= 1
+        assert torch.equal(x, original)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extremes_stay_finite(name):
+    row = ROWS[name]
+    for channels in channels_of(row):
+        ramp = torch.linspace(0, 1, 64).expand(channels, 64, 64)
+        x = torch.stack([torch.zeros(channels, 64, 64), torch.ones(channels, 64, 64), ramp])
+        for level in (1, 5):
+            assert torch.isfinite(applied(row, x, level)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_draw_gives_the_same_pixels_in_any_batch(real, name):
+    row = ROWS[name]
+    x = real[channels_of(row)[-1]][:11]
+    bank = DistortionBank([row])
+    levels = np.linspace(1, 5, 11)[:, None]
+    seeds = (np.arange(11, dtype=np.int64) * 104729)[:, None]
+    types = np.zeros((11, 1), dtype=np.int64)
+    together = bank(x, bank.drawn(types, levels, seeds))
+    for rows in ([4], [10, 2], list(range(10, -1, -1))):
+        apart = bank(x[rows], bank.drawn(types[rows], levels[rows], seeds[rows]))
+        assert float((together[rows] - apart).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_of_severity_0_is_pristine_and_no_other_is(real, name):
+    row = ROWS[name]
+    x = real[3 if row.color else 1]
+    for level, severity in enumerate(row.severities, start=1):
+        changed = float((applied(row, x, level) - x).abs().amax((1, 2, 3)).median())
+        assert (changed < 1e-3) == (severity == 0), (level, changed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_severity_raises_the_error(real, name):
+    row = ROWS[name]
+    x = real[3 if row.color else 1]
+    errors = {}
+    for level, severity in enumerate(row.severities, start=1):
+        errors.setdefault(severity, []).append(error(applied(row, x, level), x))
+    ordered = [errors[severity] for severity in sorted(errors)]
+    for lower, higher in zip(ordered, ordered[1:], strict=False):
+        assert max(lower) < min(higher), errors
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_nothing_is_read_from_the_device(no_host_reads, name):
+    # On the meta device there are no values to read: what a GPU runs must be free of them.
+    row = ROWS[name]
+    for channels in channels_of(row):
+        x = torch.rand(3, channels, 64, 90).to("meta")
+        value, seeds = torch.ones(3).to("meta"), torch.arange(3).to("meta")
+        with no_host_reads():
+            assert row.function(x, value, seeds).shape == x.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_changes_nothing(real, name):
+    row = ROWS[name]
+    x = real[3 if row.color else 1][:4]
+    expected = applied(row, x, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(applied(row, x, 4), expected)
+
+
+def test_the_natural_rows_are_those_of_kadis():
+    assert len(NATURAL) == 25 and sum(severity == 0 for row in NATURAL for severity in row.severities) == 4
+    assert DistortionBank(NATURAL).class_of.max() == 125
+
+
+@pytest.mark.parametrize("modality", BANKS)
+def test_every_bank_is_made_of_rows_that_apply(modality):
+    for channels in (1, 3, 4):
+        rows = rows_for(modality, channels)
+        assert len(rows) >= 8 and not any(row.in_worker or (row.color and channels != 3) for row in rows)
+        bank = DistortionBank(rows)
+        drawn = bank.draw(0, 0, np.arange(24), np.zeros(24, dtype=bool))
+        assert bank(torch.rand(24, channels, 48, 48), drawn).shape == (24, channels, 48, 48)
+    assert len({row.name for row in ROWS.values()}) == len(ROWS)
+
+
+POSITIONS = np.arange(4000)
+NONE = np.zeros(4000, dtype=bool)
+
+
+def test_every_class_is_as_likely_as_any_other():
+    bank = DistortionBank(NATURAL)
+    types, levels = [], []
+    for epoch in range(5):
+        drawn = bank.draw(1, epoch, POSITIONS, NONE)
+        types.append(drawn.types[:, 0])
+        levels.append(drawn.levels[:, 0])
+    types, levels = np.concatenate(types), np.concatenate(levels)
+    counts = [np.sum(types == -1)] + [np.sum((types == t) & (levels == k)) for t in range(25) for k in range(1, 6)]
+    assert sum(counts) == 20000
+    expected = 20000 / 126
+    assert max(abs(count - expected) for count in counts) < 4.5 * math.sqrt(expected)
+
+
+def test_a_draw_depends_on_seed_epoch_and_position_alone():
+    bank = DistortionBank(NATURAL)
+    whole = bank.draw(1, 2, POSITIONS, NONE, count=2)
+    part = bank.draw(1, 2, POSITIONS[700:720], NONE[:20], count=2)
+    assert np.array_equal(whole.types[700:720], part.types) and torch.equal(whole.seeds[700:720], part.seeds)
+    assert torch.equal(whole.values[700:720], part.values)
+    assert not np.array_equal(whole.types, bank.draw(1, 3, POSITIONS, NONE, count=2).types)
+    assert not np.array_equal(whole.types, bank.draw(2, 2, POSITIONS, NONE, count=2).types)
+
+
+def test_authentic_images_get_nothing():
+    bank = DistortionBank(NATURAL)
+    authentic = POSITIONS % 2 == 0
+    drawn = bank.draw(1, 0, POSITIONS, authentic)
+    assert (drawn.types[authentic] == -1).all() and (drawn.types[~authentic] >= 0).mean() > 0.98
+    x = torch.rand(6, 3, 48, 48)
+    y = bank(x, bank.draw(1, 0, POSITIONS[:6], authentic[:6]))
+    assert torch.equal(y[::2], x[::2]) and not torch.equal(y[1::2], x[1::2])
+
+
+def test_values_and_severities_are_those_of_the_table():
+    bank = DistortionBank(NATURAL)
+    drawn = bank.draw(1, 0, POSITIONS, NONE)
+    for t, level, value, severity in zip(
+        drawn.types[:, 0], drawn.levels[:, 0], drawn.values[:, 0], bank.severity(drawn)[:, 0], strict=True
+    ):
+        if t >= 0:
+            assert float(value) == np.float32(NATURAL[t].values[int(level) - 1])
+            assert severity == NATURAL[t].severities[int(level) - 1]
+    assert (bank.severity(drawn)[drawn.types < 0] == 0).all()
+
+
+def test_continuous_levels_lie_between_and_are_classed_by_the_nearest():
+    bank = DistortionBank(NATURAL)
+    drawn = bank.draw(1, 0, POSITIONS, NONE, continuous=True)
+    assert drawn.levels.min() >= 1 and drawn.levels.max() < 5 and len(np.unique(drawn.levels)) > 3900
+    t = 0  # Gaussian blur: 0.1, 0.5, 1, 2, 5
+    picked = bank.drawn(np.full((3, 1), t), np.array([[1.5], [4.25], [5.0]]), np.zeros((3, 1), dtype=np.int64))
+    assert np.allclose(picked.values.flatten(), [0.3, 2.75, 5.0])
+    assert np.allclose(bank.severity(picked).flatten(), [0.5, 3.25, 4.0])
+    assert bank.class_ids(picked).tolist() == [2, 4, 5]
+
+
+def test_class_ids_merge_what_equals_pristine():
+    bank = DistortionBank(NATURAL)
+    types = np.repeat(np.arange(25), 5)[:, None]
+    levels = np.tile(np.arange(1.0, 6.0), 25)[:, None]
+    ids = bank.class_ids(bank.drawn(types, levels, np.zeros((125, 1), dtype=np.int64)))
+    assert len(set(ids.tolist())) == 122 and (ids == PRISTINE).sum() == 4
+    none = bank.drawn(np.full((1, 1), -1), np.ones((1, 1)), np.zeros((1, 1), dtype=np.int64))
+    assert bank.class_ids(none).tolist() == [PRISTINE]
+
+
+def test_several_distortions_follow_each_other_and_have_an_id_of_their_own(real):
+    bank = DistortionBank(NATURAL)
+    blur, jpeg, shift = (next(t for t, row in enumerate(NATURAL) if row.name == name) for name in NAMES_OF_THREE)
+    types = np.array([[blur, jpeg], [jpeg, blur], [jpeg, -1], [shift, jpeg], [jpeg, shift], [-1, -1]])
+    levels = np.array([[4.0, 5.0], [5.0, 4.0], [5.0, 1.0], [3.0, 5.0], [5.0, 3.0], [1.0, 1.0]])
+    drawn = bank.drawn(types, levels, np.zeros((6, 2), dtype=np.int64))
+    x = real[3][:1].expand(6, -1, -1, -1)
+    y = bank(x, drawn)
+    literally = applied(NATURAL[jpeg], applied(NATURAL[blur], x[:1], 4), 5)
+    assert (y[0] - literally[0]).abs().max() < 1e-5
+    assert error(y[:1], y[1:2]) > 1e-5
+    a, b, c, d, e, f = bank.class_ids(drawn).tolist()
+    assert len({a, b, c, f}) == 4 and c == d == e and f == PRISTINE  # a mean shift of level 3 changes nothing
+    drawn = bank.draw(1, 0, POSITIONS, NONE, count=3)
+    assert set((drawn.types >= 0).sum(1).tolist()) == {0, 1, 2, 3}
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in drawn.types)
+
+
+NAMES_OF_THREE = ("gaussian_blur", "jpeg", "mean_shift")
+
+
+def test_uint8_and_float32_agree(real):
+    bank = DistortionBank(rows_for("natural", 3))
+    bytes_ = (real[3][:8] * 255).round().to(torch.uint8)
+    drawn = bank.draw(3, 0, np.arange(8), np.zeros(8, dtype=bool))
+    assert torch.equal(bank(bytes_, drawn), bank(bytes_.float() / 255, drawn))
+
+
+def test_threads_change_nothing(real):
+    bank = DistortionBank(rows_for("natural", 3))
+    x = real[3]
+    drawn = bank.draw(3, 0, np.arange(20), np.zeros(20, dtype=bool))
+    alone = bank(x, drawn)
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(bank(x, drawn), alone)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_worker_applies_what_the_device_leaves_out(real):
+    rows = rows_for("natural", 3, ["jpeg2000", "gaussian_blur"])
+    whole, split = DistortionBank(rows), DistortionBank(rows, in_worker=True)
+    bytes_ = (real[3][:12] * 255).round().to(torch.uint8)
+    positions, none = np.arange(100, 112), np.zeros(12, dtype=bool)
+    drawn = whole.draw(3, 1, positions, none)
+    assert {0, 1} <= set(drawn.types[:, 0].tolist())
+    in_worker = split.in_worker(bytes_, 3, 1, positions)
+    is_blur = torch.from_numpy(drawn.types[:, 0] != 0)
+    assert torch.equal(in_worker[is_blur], bytes_[is_blur]) and not torch.equal(in_worker, bytes_)
+    assert (split(in_worker, drawn) - whole(bytes_, drawn)).abs().max() < 0.51 / 255
+    deep = split.in_worker(bytes_.float() / 255, 3, 1, positions)
+    assert deep.dtype == torch.float32 and (split(deep, drawn) - whole(bytes_, drawn)).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="and 1 with jpeg2000, got 2"):
+        split.draw(3, 1, positions, none, count=2)
+
+
+def test_wrong_input():
+    bank = DistortionBank(NATURAL)
+    drawn = bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool))
+    with pytest.raises(ValueError, match="in uint8, or float32"):
+        bank(torch.rand(4, 3, 32, 32, dtype=torch.float64), drawn)
+    with pytest.raises(ValueError, match="parameters of 5 samples, got 4"):
+        bank(torch.rand(5, 3, 48, 48), drawn)
+    grey = bank.drawn(np.full((4, 1), 3), np.ones((4, 1)), np.zeros((4, 1), dtype=np.int64))
+    with pytest.raises(ValueError, match="Expected 3 channels for color_diffusion, got 1"):
+        bank(torch.rand(4, 1, 48, 48), grey)
+    with pytest.raises(ValueError, match="at least one type"):
+        DistortionBank([])
+    with pytest.raises(ValueError, match="Expected 1 to 8 distortions in a row.*got 9"):
+        bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool), count=9)
+
+
+@pytest.mark.parametrize(
+    "names, channels, match",
+    [
+        (["blur"], 3, "got blur. There are gaussian_blur"),
+        (["jpeg", "jpeg"], 3, "different names of distortions, got jpeg, jpeg"),
+        ([], 3, "got none"),
+        (["saturate_hsv"], 1, r"types for 1 channel\(s\), got saturate_hsv"),
+    ],
+)
+def test_wrong_names(names, channels, match):
+    with pytest.raises(ValueError, match=match):
+        rows_for("natural", channels, names)
+
+
+def test_a_new_row_needs_no_more_than_a_function():
+    def invert(x, value, seeds):
+        return (1 - value[:, None, None, None]) * x + value[:, None, None, None] * (1 - x)
+
+    row = Distortion("invert", invert, (0.1, 0.2, 0.3, 0.4, 0.5), "share", "color", (1, 2, 3, 4, 5), "a test")
+    assert distort.LEVELS == LEVELS == 5
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.allclose(applied(row, x, 5), torch.full_like(x, 0.5))
