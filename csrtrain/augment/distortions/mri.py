@@ -61,7 +61,7 @@ def gibbs_ringing(x: Tensor, kept: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,), unused.
     """
     rows, columns = _frequencies(x.shape[2], x), torch.fft.rfftfreq(x.shape[3], device=x.device)
-    most = kept[:, None] / 2
+    most = kept[:, None] / 2 + 1e-6  # more than the rounding of a frequency
     mask = (rows.abs() <= most)[:, :, None] & (columns <= most)[:, None]  # (n,H,W/2+1)
     # Kept symmetrically: the inverse is real. Its magnitude is taken as of any scan.
     truncated: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * mask[:, None], s=x.shape[2:])
