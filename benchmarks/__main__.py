@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("views", "losses", "loader", "resume", "kill")
+NAMES = ("views", "losses", "distortions", "loader", "resume", "kill")
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+"""The 25 natural distortions in batches, beside the same operations image by image; the DCT JPEG beside kornia's codec.
+
+    python -m benchmarks distortions
+
+32 photographs of 224 px, each type at all five levels in turn, CPU, one thread on both sides: peers that go image by
+image are spread over processes, and so are ours in a loader. Ours goes through the bank, from float32 to float32; peers
+that Pillow does fastest work on bytes.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.enhance import jpeg_codec_differentiable
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.peers import PEERS
+from csrtrain.augment.bank import DistortionBank
+from csrtrain.augment.distort import LEVELS, NATURAL, Distortion
+from csrtrain.augment.distortions import compression
+from csrtrain.data import decode, samples
+
+BATCH, SIZE = 32, 224
+ROUNDS = 7
+BAR, JPEG_BAR, PSNR_BAR = 3.0, 7.0, 0.05  # times, times, dB
+QUALITIES = (4, 7, 10, 24, 36, 43, 60, 75, 90)
+CHUNK = 8  # images that the bank hands to a function at once on a CPU
+
+
+def photographs(count: int, size: int) -> Tensor:
+    """(count,3,size,size) uint8: the middle, the corners and the whole of the colour photographs in the packages."""
+    images = [decode.read(address) for address in samples.natural()]
+    squares = []
+    for image in (image for image in images if len(image) == 3):
+        height, width = image.shape[1:]
+        side = min(height, width)
+        whole = image[:, (height - side) // 2 :, (width - side) // 2 :][:, :side, :side]
+        squares += [F.interpolate(whole[None].float(), (size, size), mode="area")[0]]
+        squares += [image[:, y : y + size, x : x + size] for y in (0, height - size) for x in (0, width - size)]
+    return torch.stack([square.round().to(torch.uint8) for square in squares[:: len(squares) // count][:count]])
+
+
+def _type_row(row: Distortion, bytes_: Tensor) -> tuple[dict[str, object], float, float]:
+    """One type, and ms per image of ours and of the peer."""
+    peer, values = PEERS[row.name], [row.values[k % LEVELS] for k in range(BATCH)]
+    floats, random = bytes_.float() / 255, np.random.default_rng(0)
+    taken = [x.numpy() for x in (floats if peer.floats else bytes_).permute(0, 2, 3, 1).contiguous()]
+    bank = DistortionBank([row])
+    levels = np.array([[1.0 + k % LEVELS] for k in range(BATCH)])
+    drawn = bank.drawn(np.zeros((BATCH, 1), dtype=np.int64), levels, np.arange(BATCH)[:, None] * 7919)
+
+    def theirs() -> list[NDArray[np.generic]]:
+        return [peer.function(image, value, random) for image, value in zip(taken, values, strict=True)]
+
+    seconds = harness.interleave({"ours": lambda: bank(floats, drawn), "peer": theirs, "copy": floats.clone}, ROUNDS)
+    ours, other, copy = (1e3 * seconds[key] / BATCH for key in ("ours", "peer", "copy"))
+    return (
+        {
+            "what": f"{row.name}: ms per image",
+            "ours": ours,
+            "peer": other,
+            "ratio": other / ours,
+            "physical limit": f"a copy: {copy:.3f} ms",
+            "verdict": "gains" if other > 1.05 * ours else "equal" if other > ours / 1.05 else "does not gain",
+            "note": f"peer: {peer.made_of}",
+        },
+        ours,
+        other,
+    )
+
+
+def _jpeg_rows(bytes_: Tensor) -> list[dict[str, object]]:
+    """The transform beside kornia's codec, and its PSNR beside libjpeg's."""
+    x = bytes_.float() / 255
+    quality = torch.tensor([NATURAL_JPEG.values[k % LEVELS] for k in range(BATCH)])
+
+    def ours() -> None:
+        for images, q in zip(x.split(CHUNK), quality.split(CHUNK), strict=True):
+            compression.jpeg_dct(images, q)
+
+    def chunked_peer() -> None:
+        for images, q in zip(x.split(CHUNK), quality.split(CHUNK), strict=True):
+            jpeg_codec_differentiable(images, q)
+
+    def peer() -> Tensor:
+        return jpeg_codec_differentiable(x, quality)
+
+    seconds = harness.interleave({"ours": ours, "peer": peer, "chunked": chunked_peer}, ROUNDS)
+    ms = {name: 1e3 * value / BATCH for name, value in seconds.items()}
+    row = harness.compared("JPEG by cosine transform: ms per image", ms["ours"], ms["peer"], JPEG_BAR)
+    row["note"] = (
+        f"peer: kornia's codec on the whole batch; in chunks of {CHUNK}, as the bank goes, it takes "
+        f"{ms['chunked']:.2f} ms, {ms['chunked'] / ms['ours']:.1f} times ours"
+    )
+    worst = {"ours": 0.0, "peer": 0.0}
+    for q in QUALITIES:
+        qualities = torch.full((BATCH,), float(q))
+        real = _psnr(compression.jpeg(x, qualities, torch.zeros(BATCH)), x)
+        for name, coded in (
+            ("ours", compression.jpeg_dct(x, qualities)),
+            ("peer", jpeg_codec_differentiable(x, qualities)),
+        ):
+            worst[name] = max(worst[name], float((_psnr(coded, x) - real).abs().max()))
+    return [
+        row,
+        {
+            "what": f"JPEG by cosine transform: largest difference of PSNR to libjpeg, quality {min(QUALITIES)} to "
+            f"{max(QUALITIES)}, dB",
+            **worst,
+            "target": f"<= {PSNR_BAR}",
+            "verdict": "met" if worst["ours"] <= PSNR_BAR else "missed",
+            "note": "of any image",
+        },
+    ]
+
+
+NATURAL_JPEG = next(row for row in NATURAL if row.name == "jpeg")
+
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    return -10 * torch.log10((a - b).square().mean((1, 2, 3)))
+
+
+def run() -> harness.Result:
+    """Measure every type."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        bytes_ = photographs(BATCH, SIZE)
+        rows, ours, peers = [], [], []
+        for distortion in NATURAL:
+            row, mine, other = _type_row(distortion, bytes_)
+            rows.append(row)
+            ours.append(mine)
+            peers.append(other)
+        mean = harness.compared("mean over types: ms per image", float(np.mean(ours)), float(np.mean(peers)), BAR)
+        geometric = float(np.exp(np.mean(np.log(np.array(peers) / np.array(ours)))))
+        mean["note"] = (
+            f"geometric mean of the ratios {geometric:.2f}; {sum(r['verdict'] == 'gains' for r in rows)} gain"
+        )
+        rows = [mean, *_jpeg_rows(bytes_), *rows]
+    finally:
+        torch.set_num_threads(threads)
+    notes = [
+        f"{BATCH} images of {SIZE} px, one thread, {ROUNDS} interleaved rounds, medians.",
+        "JPEG and JPEG2000 are the real codecs on both sides; on a GPU ours are the transform, and a loader.",
+    ]
+    packages = ("torch", "kornia", "scipy", "scikit-image", "pillow", "imagecodecs")
+    return harness.Result("distortions", "Distortions beside peers image by image", rows, notes, packages)
