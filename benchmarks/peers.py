@@ -135,7 +135,7 @@ def color_shift(image: Pixels, shift: float, random: Random) -> Pixels:
 
 
 def color_quantization(image: Bytes, colors: float, random: Random) -> Bytes:
-    palette = Image.fromarray(image).quantize(int(colors), Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    palette = Image.fromarray(image).quantize(int(colors), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return np.asarray(palette.convert("RGB"))
 
 
