@@ -15,7 +15,7 @@ from csrtrain.precision import full_precision
 
 PRISTINE = 0  # class id
 _MOST = 8  # distortions in a row; the id of a longer sequence would not fit 64 bits
-_CHUNK = 8  # samples that a thread of a CPU works on at once
+_CHUNK = 200_000  # values that a thread of a CPU works on at once: they fit its cache
 
 
 class DrawnDistortions(NamedTuple):
@@ -167,7 +167,7 @@ class DistortionBank(nn.Module):
         types, starts = np.unique(np.sort(drawn.types[:, k]), return_index=True)
         ends = [*starts[1:], len(x)]
         runs = [(t, s, e) for t, s, e in zip(types, starts, ends, strict=True) if t >= 0 and t not in self.left_out]
-        step = _CHUNK if x.device.type == "cpu" else len(x)
+        step = max(1, _CHUNK // x[0].numel()) if x.device.type == "cpu" else len(x)
         parts = [(t, at, min(at + step, end)) for t, start, end in runs for at in range(start, end, step)]
 
         def work(part: tuple[int, int, int]) -> None:
@@ -175,8 +175,12 @@ class DistortionBank(nn.Module):
             rows = drawn.order[k, start:end]
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # both hold for one thread
                 values, seeds = drawn.values[:, k].index_select(0, rows), drawn.seeds[:, k].index_select(0, rows)
-                distorted = self.rows[t].function(x.index_select(0, rows), values, seeds)
-                x.index_copy_(0, rows, distorted.clamp(0, 1))
+                if x.device.type == "cpu" and len(rows) == 1:  # in place, without two copies
+                    target = x[int(rows.numpy()[0])][None]  # numpy: a host read of a host tensor is no synchronisation
+                    torch.clamp(self.rows[t].function(target, values, seeds), 0, 1, out=target)
+                else:
+                    distorted = self.rows[t].function(x.index_select(0, rows), values, seeds)
+                    x.index_copy_(0, rows, distorted.clamp(0, 1))
 
         if x.device.type == "cpu":
             chunks.for_each(work, parts)

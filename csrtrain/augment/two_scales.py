@@ -11,6 +11,7 @@ from csrtrain import draws
 from csrtrain.augment import geometry
 from csrtrain.augment.bank import DistortionBank, DrawnDistortions
 from csrtrain.augment.color_spaces import SPACES_OF_COLOR, SPACES_OF_GREY, to_color_space
+from csrtrain.precision import full_precision
 
 
 class DrawnScales(NamedTuple):
@@ -108,7 +109,7 @@ class TwoScaleViews(nn.Module):
         Returns:
             full scale and half scale, (B,C,size,size) float32 in [0,1] each.
         """
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad(), full_precision(images.device):
             x = self.bank(images, drawn.distortions)
             full, half = (self._view(x, drawn, view) for view in (0, 1))
             return full, half

@@ -120,12 +120,25 @@ def smooth(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
         sigma: (n,) pixels.
         radius: of the largest sigma that can occur; it decides time and memory on a GPU.
     """
-    kernels = gaussian_kernels(sigma, radius)
     if x.device.type == "cpu" and radius <= GAUSSIAN_RADIUS:
-        return _sum_shifted(x, kernels, sigma)
-    height, width = _transform_size(x, radius)
-    rows, columns = torch.fft.fft(kernels, height), torch.fft.rfft(kernels, width)
-    return _multiply(x, rows[:, :, None] * columns[:, None], radius, _at_once(x))
+        return _sum_shifted(x, gaussian_kernels(sigma, radius), sigma)
+    kernels = gaussian_kernels(sigma, radius)
+    rows, columns = (_band_matrices(kernels, size)[:, None] for size in x.shape[2:])
+    return rows @ x @ columns.transpose(2, 3)
+
+
+def _band_matrices(kernels: Tensor, size: int) -> Tensor:
+    """(n,size,size): the product with one is the convolution of a column with a kernel (n,2r+1), borders replicated."""
+    radius = kernels.shape[1] // 2
+    places = torch.arange(size, device=kernels.device)
+    # Row i is the kernel about i: a window into the kernel between zeros.
+    between = F.pad(kernels, (size - 1 - radius, size - 1 - radius))  # (n,2*size-1), negative pads cut
+    matrices = between.unfold(1, size, 1).flip(1)
+    # What lies beyond a border counts for the pixel on it.
+    beyond = F.pad(kernels.cumsum(1), (1, 0))[:, (radius - places).clamp_(min=0)]  # taps further away than the border
+    matrices[:, :, 0] += beyond
+    matrices[:, :, -1] += beyond.flip(1)
+    return matrices
 
 
 def _sum_shifted(x: Tensor, kernels: Tensor, sigma: Tensor) -> Tensor:
