@@ -135,6 +135,40 @@ def test_preview_draws_a_picture(images, tmp_path):
         assert picture.width > 500 and len(np.unique(np.array(picture.convert("L")))) > 50
 
 
+def test_preview_draws_every_distortion_at_every_level(tmp_path):
+    path = tmp_path / "distortions.png"
+    image = tmp_path / "scan.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (230, 240), dtype=np.uint8)).save(image)
+    assert main(["preview", "--distortions", str(image), "--bank", "mri", "-o", str(path)]) == 0
+    with Image.open(path) as picture:
+        assert picture.height > 12 * 200 and picture.width > 6 * 200  # types by pristine and five levels
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--distortions", "{}/none.png", "-o", "{}/p.png"], ["none.png"]),
+        (["--distortions", "{}/broken.png", "-o", "{}/p.png"], ["broken.png"]),
+        (["--distortions", "{}/grey.png", "-o", "{}/p.jpg"], ["Expected a PNG to write", "p.jpg"]),
+        (["--distortions", "{}/grey.png", "-o", "{}/nowhere/p.png"], ["Expected a folder that exists", "nowhere"]),
+    ],
+)
+def test_preview_of_distortions_names_what_is_wrong(arguments, words, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.new("L", (64, 64)).save(tmp_path / "grey.png")
+    assert main(["preview", *(argument.format(tmp_path) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words)
+    assert not list(tmp_path.glob("**/p.*"))
+
+
+def test_preview_of_an_unknown_bank_names_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["preview", "--distortions", "scan.png", "--bank", "moon", "-o", "p.png"])
+    error = capsys.readouterr().err
+    assert "moon" in error and "ultrasound" in error
+
+
 def test_check_data_counts_and_names_what_is_broken(images, capsys):
     assert main(["check-data", str(images), "--workers", "1"]) == 0
     (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")

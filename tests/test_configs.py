@@ -12,7 +12,7 @@ CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
 SMALL = [
     "--model.backbone=test_resnet",
     "--model.size=32",
-    "--data.load_size=40",
+    "--data.load_size=64",
     "--data.batch_size=8",
     "--data.workers=0",
     "--data.min_epoch_length=1",
@@ -35,6 +35,8 @@ def test_one_step(path, tmp_path, capsys):
     arguments = ["fit", "-c", str(path), *SMALL, f"--data.root={root}", f"--trainer.default_root_dir={run_dir}"]
     if config["model"]["class_path"].endswith("MoCo"):
         arguments.append("--model.batch_norm_groups=4")
+    if config["data"]["init_args"].get("authentic"):
+        arguments.append(f"--data.authentic={root}")
     assert main([*arguments, f"--data.cache_dir={tmp_path}"]) == 0
     assert (run_dir / "checkpoints" / "step-000000001.ckpt").exists()
     assert (run_dir / "metrics.csv").exists()

@@ -40,8 +40,8 @@ class CONTRIQUE(LightningModule):
         channels: of the images; linked to `data.channels`.
         modality: which distortions; linked to `data.modality`.
         distortions: names of the types to use, of all modalities; by default those of the modality.
-        jpeg2000: with JPEG2000 where the types have it: about 20 ms of a CPU core per image of 224 px, in the loader's
-            workers. Off, because too few workers let the GPU wait; without it the paper's 125 classes are 120.
+        jpeg2000: with JPEG2000 where the types have it: 10 ms of a CPU core for one of 224 px, 50 ms at 512 px, in the
+            loader's workers. Off, because too few workers let the GPU wait; without it the paper's 125 classes are 120.
         weights: `none`, a path, or `imagenet` (from a local cache).
         size: side of the views, pixels; `data.load_size` is to be twice as much, with `data.crop: native`.
         color_spaces: views in random colour spaces, as in the paper; with one channel: grey or mean-subtracted.
