@@ -100,7 +100,7 @@ def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: 
         axes[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
     for axis, text in zip(grid[0], titles, strict=True):
         axis.set_title(text, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 / size[1], va="top")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))  # 0.3 inches for the title
     figure.savefig(path, dpi=100)
     plt.close(figure)
