@@ -13,6 +13,7 @@ _USAGE = """usage: csrtrain VERB ...
   validate    measure a checkpoint on the labelled images of a config
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
   check-data  look at images:      csrtrain check-data DIR
+              or at ratings:       csrtrain check-data ratings.csv
   preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
               or distortions:      csrtrain preview --distortions IMAGE --bank mri -o distortions.png
 
@@ -84,17 +85,32 @@ def _export(args: list[str]) -> int:
 def _check_data(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="csrtrain check-data",
-        description="Read every image of a folder, list or CSV column; list what is broken, double or nearly empty.",
-        epilog="example: csrtrain check-data images/   Exit code 1 when a file is broken.",
+        description="Read every image of a folder, list, CSV column or manifest of ratings; list what is broken, "
+        "double or nearly empty, and of a manifest which rows are wrong and what splits share.",
+        epilog="examples: csrtrain check-data images/   csrtrain check-data ratings.csv   Exit code 1 when a file is "
+        "broken or a row wrong.",
     )
-    parser.add_argument("root", help="folder, text file with one path per line, or CSV file")
-    parser.add_argument("--column", help="column of paths in a CSV file")
+    parser.add_argument("root", help="folder, text file with one path per line, CSV file, or CSV file with mos or dmos")
+    parser.add_argument("--column", help="column of paths in a CSV file (of a manifest: path)")
+    parser.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the ratings of a manifest")
     parser.add_argument("--min-size", type=int, default=64, help="images with a shorter side are listed (pixels)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes")
     options = parser.parse_args(args)
 
     from csrtrain.data.check import check_data, format_report
+    from csrtrain.data.check_manifest import check_manifest, format_manifest_report
+    from csrtrain.data.manifest import is_manifest
 
+    if is_manifest(options.root):
+        found = check_manifest(
+            options.root,
+            options.column or "path",
+            tuple(options.range) if options.range else None,
+            options.min_size,
+            options.workers,
+        )
+        print(format_manifest_report(found) + "\n\n" + format_report(found.images))
+        return 0 if found.is_sound else 1
     report = check_data(options.root, column=options.column, min_size=options.min_size, workers=options.workers)
     print(format_report(report))
     return 1 if report.broken else 0

@@ -2,24 +2,28 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
-from csrtrain.data.index import Index, build_index, spans_nothing
+from csrtrain.data.index import build_index, spans_nothing
 
 _LISTED = 20
 
 
 class _Finding(NamedTuple):
-    """One image: kind, (C,H,W), whether it has 8 bits, whether it shows next to nothing, digest of its pixels."""
+    """One image: kind, (C,H,W), whether it has 8 bits, whether it shows next to nothing, digest of its pixels, bits of
+    its difference hash, mean absolute Laplacian of its luma."""
 
     address: str
     kind: str = ""
@@ -27,6 +31,8 @@ class _Finding(NamedTuple):
     is_8bit: bool = True
     is_empty: bool = False
     digest: bytes = b""
+    look: NDArray[np.uint8] | None = None
+    sharpness: float = np.nan
     reason: str = ""
 
 
@@ -44,11 +50,17 @@ class DataReport:
         small: addresses of images with a side below `min_size`.
         empty: addresses of images that show next to nothing.
         min_size: pixels.
+        addresses: (N,) of the images, broken ones included.
+        looks: (N,32) uint8, the 256 bits of each image's difference hash; near-duplicates differ in few.
+        sharpness: (N,) mean absolute Laplacian of luma in [0,1]; NaN of broken images.
     """
 
     root: str
     images: int
     min_size: int
+    addresses: Sequence[str]
+    looks: NDArray[np.uint8]
+    sharpness: NDArray[np.float64]
     kinds: Counter[str] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     depths: Counter[str] = field(default_factory=Counter)
@@ -61,7 +73,7 @@ class DataReport:
 
 
 class _Inspection(Dataset[_Finding]):
-    def __init__(self, index: Index, slice_axis: int, max_megapixels: float) -> None:
+    def __init__(self, index: Sequence[str], slice_axis: int, max_megapixels: float) -> None:
         self.index = index
         self.slice_axis = slice_axis
         self.max_megapixels = max_megapixels
@@ -79,9 +91,31 @@ class _Inspection(Dataset[_Finding]):
         pixels = np.ascontiguousarray(image.numpy())
         digest = hashlib.blake2b(pixels.data, digest_size=16, key=str(pixels.shape).encode()).digest()
         channels, height, width = pixels.shape
+        luma = decode.to_channels(image, 1).float() / (255 if image.dtype == torch.uint8 else 1)  # (1,H,W)
         return _Finding(
-            address, kind, (channels, height, width), image.dtype == torch.uint8, spans_nothing(pixels), digest
+            address,
+            kind,
+            (channels, height, width),
+            image.dtype == torch.uint8,
+            spans_nothing(pixels),
+            digest,
+            _difference_hash(luma),
+            _sharpness(luma),
         )
+
+
+def _difference_hash(luma: Tensor) -> NDArray[np.uint8]:
+    """(32,) uint8: of the image as 16 x 17 pixels, whether each is brighter than its neighbour."""
+    small = F.adaptive_avg_pool2d(luma, (16, 17))[0]
+    return np.packbits((small[:, 1:] > small[:, :-1]).numpy())
+
+
+def _sharpness(luma: Tensor) -> float:
+    if min(luma.shape[1:]) < 3:
+        return 0.0
+    x = luma[0]
+    laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
+    return float(laplacian.abs().mean())
 
 
 def check_data(
@@ -106,22 +140,38 @@ def check_data(
         FileNotFoundError, ValueError: nothing to check, see `build_index`.
     """
     index = build_index(root, column=column, slice_axis=slice_axis, skip_empty=False, cache_dir=cache_dir)
+    return check_images(root, index, slice_axis, min_size, max_megapixels, workers)
+
+
+def check_images(
+    root: str,
+    addresses: Sequence[str],
+    slice_axis: int = 2,
+    min_size: int = 64,
+    max_megapixels: float = 100.0,
+    workers: int = 0,
+) -> DataReport:
+    """The same for given addresses; `root` is what the report calls them."""
     loader: Iterable[Any] = DataLoader(
-        _Inspection(index, slice_axis, max_megapixels), batch_size=None, num_workers=workers, collate_fn=_unchanged
+        _Inspection(addresses, slice_axis, max_megapixels), batch_size=None, num_workers=workers, collate_fn=_unchanged
     )
-    report = DataReport(root, len(index), min_size)
-    sizes = np.zeros((len(index), 2), dtype=np.int64)
+    count = len(addresses)
+    report = DataReport(root, count, min_size, addresses, np.zeros((count, 32), dtype=np.uint8), np.full(count, np.nan))
+    sizes = np.zeros((count, 2), dtype=np.int64)
     seen: dict[bytes, int] = {}
     same: dict[bytes, list[str]] = {}
     console = Console(stderr=True)
-    bar = track(loader, "Checking images", len(index), console=console, transient=True, disable=not console.is_terminal)
+    bar = track(loader, "Checking images", count, console=console, transient=True, disable=not console.is_terminal)
     for i, found in enumerate(bar):
         _count(report, found)
         sizes[i] = found.shape[1:]
-        if not found.reason and not found.is_empty:
+        if found.reason:
+            continue
+        report.looks[i], report.sharpness[i] = found.look, found.sharpness
+        if not found.is_empty:
             first = seen.setdefault(found.digest, i)
             if first != i:
-                same.setdefault(found.digest, [index[first]]).append(found.address)
+                same.setdefault(found.digest, [addresses[first]]).append(found.address)
     report.duplicates = list(same.values())
     readable = sizes[sizes[:, 0] > 0]
     if len(readable):

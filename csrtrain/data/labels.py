@@ -25,13 +25,14 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            names = reader.fieldnames or []  # an empty file has none
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
     for column in (label_column, group_column):
-        if column is not None and column not in (reader.fieldnames or []):
+        if column is not None and column not in names:
             raise ValueError(
-                f"Expected column {column!r} in {path}, got {', '.join(reader.fieldnames or [])}. "
+                f"Expected column {column!r} in {path}, got {', '.join(names) or 'an empty file'}. "
                 "Set data.label_column or data.group_column."
             )
     texts = [row[label_column] for row in rows]

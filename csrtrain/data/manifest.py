@@ -1,0 +1,223 @@
+"""Rated images: a CSV file with a row per image -> checked rows.
+
+Columns: `path` (absolute, or relative to the manifest; an address as `csrtrain.data.decode.read` takes it), `mos`
+(higher is better) or `dmos` (lower is better), and if wanted `reference` (the pristine image of a distorted one),
+`group` (rows that belong together, of one patient or scene), `split` (train, val, test). Other columns are kept.
+"""
+
+import csv
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csrtrain.data import decode
+
+SPLITS = ("train", "val", "test")
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows of a manifest, N of them, in its order.
+
+    Attributes:
+        file: the CSV file.
+        addresses: (N,) of the images.
+        references: (N,) of the pristine images, or None where there is no such column; "" where a row has none.
+        ratings: (N,) float64 as they stand in the file.
+        higher_is_better: True of `mos`, False of `dmos`.
+        groups: (N,) int64; rows of one reference or one group share it.
+        splits: (N,) one of `SPLITS`, or None where there is no such column.
+        columns: every column of the file, by name, as text.
+        lines: (N,) line of the file in which each row ends; the header is line 1.
+    """
+
+    file: str
+    addresses: list[str]
+    references: list[str] | None
+    ratings: NDArray[np.float64]
+    higher_is_better: bool
+    groups: NDArray[np.int64]
+    splits: list[str] | None
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+
+class Problem(NamedTuple):
+    """What is wrong with a row (line of the file, the header is line 1), in words."""
+
+    line: int
+    text: str
+
+
+def read_manifest(
+    path: str,
+    path_column: str = "path",
+    rating_range: tuple[float, float] | None = None,
+) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        path: the CSV file, in UTF-8.
+        path_column: the column of images, where it has another name.
+        rating_range: smallest and largest rating that the scale has; others are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, or rows are wrong; the message names the lines.
+    """
+    manifest, problems = inspect_manifest(path, path_column, rating_range)
+    if problems:
+        listed = "; ".join(f"line {problem.line}: {problem.text}" for problem in problems[:_LISTED])
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise ValueError(
+            f"Expected sound rows in {path}, got {len(problems)} faults: {listed}{more}. Correct them; csrtrain "
+            "check-data lists all."
+        )
+    return manifest
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a CSV file has a column of ratings."""
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool({"mos", "dmos"} & set(_read(path)[0]))
+
+
+def inspect_manifest(
+    path: str,
+    path_column: str = "path",
+    rating_range: tuple[float, float] | None = None,
+) -> tuple[Manifest, list[Problem]]:
+    """As `read_manifest`, but faults of rows are returned, by line, and their ratings are NaN.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to inspect: no file, no CSV file, a column is missing.
+    """
+    names, rows = _read(path)
+    if path_column not in names:
+        raise ValueError(
+            f"Expected a column {path_column!r} of images in {path}, got {', '.join(names)}. Rename one, or set "
+            "data.path_column."
+        )
+    rated = [name for name in ("mos", "dmos") if name in names]
+    if len(rated) != 1:
+        raise ValueError(
+            f"Expected one column of ratings, mos (higher is better) or dmos (lower is better), in {path}, got "
+            f"{' and '.join(rated) or ', '.join(names)}. Keep or rename one."
+        )
+    folder, lines = os.path.dirname(path), [line for line, _ in rows]
+    problems: list[Problem] = []
+    addresses = [_address(folder, row[path_column]) for _, row in rows]
+    references = [_address(folder, row["reference"]) for _, row in rows] if "reference" in names else None
+    ratings = np.full(len(rows), np.nan)
+    for i, (line, row) in enumerate(rows):
+        reference = references[i] if references is not None else ""
+        problems += [Problem(line, text) for text in _faults(row, path_column, addresses[i], reference)]
+        try:
+            ratings[i] = float(row[rated[0]])
+        except ValueError:
+            problems.append(Problem(line, f"{rated[0]} is no number, but {row[rated[0]]!r}"))
+            continue
+        fault = _rating_fault(ratings[i], rated[0], rating_range)
+        if fault:
+            problems.append(Problem(line, fault))
+            ratings[i] = np.nan
+    problems += _markers(ratings, lines, rated[0], rating_range)
+    columns = {name: [row[name] for _, row in rows] for name in names}
+    manifest = Manifest(
+        path,
+        addresses,
+        references,
+        ratings,
+        rated[0] == "mos",
+        _groups(addresses, references, columns.get("group")),
+        columns.get("split"),
+        columns,
+        lines,
+    )
+    return manifest, sorted(problems)
+
+
+def _read(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names, and the rows with the line that each ends in."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="", restkey="")
+            names = [name for name in reader.fieldnames or [] if name]
+            rows = [
+                (reader.line_num, {name: (text or "").strip() for name, text in row.items() if name}) for row in reader
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
+    if not rows:
+        raise ValueError(f"Expected rows of rated images in {path}, got none. Write one per image.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected different column names in {path}, got {', '.join(names)}. Rename one.")
+    return names, rows
+
+
+def _address(folder: str, text: str) -> str:
+    return os.path.join(folder, os.path.expanduser(text)) if text else ""
+
+
+def _faults(row: dict[str, str], path_column: str, address: str, reference: str) -> list[str]:
+    faults = []
+    for column, value in ((path_column, address), ("reference", reference)):
+        if value and not os.path.isfile(decode.split(value)[0]):
+            faults.append(f"no file {row[column]}")
+    if not address:
+        faults.append(f"no {path_column}")
+    if "group" in row and not row["group"]:
+        faults.append("no group")
+    if "split" in row and row["split"] not in SPLITS:
+        faults.append(f"split is {row['split']!r}, none of {', '.join(SPLITS)}")
+    return faults
+
+
+def _rating_fault(rating: float, name: str, rating_range: tuple[float, float] | None) -> str:
+    if not np.isfinite(rating):
+        return f"{name} is {rating}"
+    if rating_range and not rating_range[0] <= rating <= rating_range[1]:
+        return f"{name} {rating:g} is outside of {rating_range[0]:g} to {rating_range[1]:g}"
+    return ""
+
+
+def _markers(
+    ratings: NDArray[np.float64], lines: list[int], name: str, rating_range: tuple[float, float] | None
+) -> list[Problem]:
+    """-1 where no other rating is below 0: a mark for a missing one. Such ratings become NaN."""
+    rows = np.flatnonzero(ratings == -1)
+    others = ratings[np.isfinite(ratings) & (ratings != -1)]
+    if rating_range or not len(rows) or not len(others) or others.min() < 0:
+        return []
+    ratings[rows] = np.nan
+    return [Problem(lines[i], f"{name} is -1, and no other is below 0: a mark for a missing rating?") for i in rows]
+
+
+def _groups(addresses: list[str], references: list[str] | None, groups: list[str] | None) -> NDArray[np.int64]:
+    """(N,) rows that share a reference or a group, directly or through others, share a number."""
+    parent = list(range(len(addresses)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for names in (references, groups):
+        first: dict[str, int] = {}
+        for i, name in enumerate(names or []):
+            if name:
+                parent[root(i)] = root(first.setdefault(name, i))
+    if references:  # a pristine image belongs to those made from it
+        of_path = {address: i for i, address in enumerate(addresses)}
+        for i, reference in enumerate(references):
+            if reference in of_path:
+                parent[root(i)] = root(of_path[reference])
+    numbers = np.unique([root(i) for i in range(len(addresses))], return_inverse=True)[1]
+    return np.asarray(numbers, dtype=np.int64)
