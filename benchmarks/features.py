@@ -1,0 +1,65 @@
+"""Two-scale features of whole images from a frozen ResNet-50, beside the same network eager, float32, NCHW.
+
+    python -m benchmarks features
+
+The peer is what a user writes: the timm model in evaluation, no gradient, images in PyTorch's usual order of memory,
+full and half scale, each divided by its length. Ours is `FrozenFeatures`, in float32 and under bf16 autocast.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+
+from benchmarks import harness
+from benchmarks.distortions import photographs
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.features import Contract, FrozenFeatures
+
+BATCH, SIZE = 8, 384
+ROUNDS = 5
+
+
+def run() -> harness.Result:
+    """Time, and what bf16 does to a score."""
+    torch.manual_seed(0)
+    images = photographs(BATCH, SIZE).float() / 255
+    plain = Backbone("resnet50").eval()
+    ours = FrozenFeatures([Backbone("resnet50")], [Contract()])
+    ours.backbones[0].load_state_dict(plain.state_dict())
+
+    @torch.no_grad()
+    def eager() -> torch.Tensor:
+        half = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
+        return torch.cat([F.normalize(plain.representation(x), dim=1) for x in (images, half)], dim=1)
+
+    @torch.no_grad()
+    def float32() -> torch.Tensor:
+        return ours(images)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def bf16() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours(images)  # type: ignore[no-any-return]
+
+    seconds = harness.interleave({"eager": eager, "float32": float32, "bf16": bf16}, ROUNDS)
+    rows = [
+        harness.compared(f"{name}: ms per image", *(1e3 * seconds[key] / BATCH for key in (name, "eager")), target)
+        for name, target in (("bf16", 2.5), ("float32", 1.3))
+    ]
+    reference, low = eager().double().numpy(), bf16().double().numpy()
+    rating = np.linspace(0, 1, BATCH)
+    head = Ridge(1e-2).fit(reference, rating)
+    difference = float(np.abs(head.predict(low) - head.predict(reference)).max() / np.ptp(rating))
+    rows.append(
+        {
+            "what": "bf16: largest difference of a score fitted in float32, share of the range of ratings",
+            "ours": difference,
+            "target": "<= 0.005",
+            "verdict": "met" if difference <= 0.005 else "missed",
+        }
+    )
+    exact = float((float32() - eager()).abs().max())
+    rows.append({"what": "float32: largest difference of a feature", "ours": exact, "target": "<= 1e-5"})
+    notes = [f"{BATCH} photographs of {SIZE} px, medians of {ROUNDS} interleaved rounds."]
+    return harness.Result("features", "Two-scale features", rows, notes, ("torch", "timm"))
