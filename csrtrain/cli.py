@@ -12,6 +12,7 @@ _USAGE = """usage: csrtrain VERB ...
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
   validate    measure a checkpoint on the labelled images of a config
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
+  features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
   preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
@@ -139,7 +140,55 @@ def _preview(args: list[str]) -> int:
     return 0
 
 
-_VERBS = {"export": _export, "check-data": _check_data, "preview": _preview}
+def _features(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain features",
+        description="Write the features of whole images from frozen backbones, at full and half scale, side by side.",
+        epilog="examples: csrtrain features my_mri.safetensors scans/ -o features.npz   "
+        "csrtrain features content.safetensors quality.safetensors ratings.csv -o features.npz   "
+        "Exit code 1 when an image cannot be read; the others are written.",
+    )
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundles, then what to read: see images")
+    parser.add_argument("images", help="folder, text file with one path per line, CSV file, or an image")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz file: paths, features, sizes")
+    parser.add_argument("--column", default="path", help="column of paths in a CSV file; default: path")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.5], help="of the image; default: 1 0.5")
+    parser.add_argument("--no-l2", action="store_true", help="keep the length of each representation")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode")
+    parser.add_argument("--slice-axis", type=int, default=2, help="axis along which NIfTI volumes are cut")
+    options = parser.parse_args(args)
+    if options.output.suffix != ".npz":
+        raise ValueError(f"Expected a name that ends in .npz, got {options.output}. Change the name.")
+    if not options.output.parent.is_dir():
+        raise ValueError(f"Expected a folder that exists for {options.output}, got none. Create it.")
+
+    from csrtrain import score
+    from csrtrain.data.index import addresses_of
+
+    model = score.load_features(options.bundles, tuple(options.scales), not options.no_l2)
+    addresses = addresses_of(options.images, options.column, options.slice_axis)
+    extracted = score.extract(
+        model,
+        addresses,
+        device=options.device,
+        bf16=options.bf16,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        window=score.window_of(options.bundles[0]),
+        slice_axis=options.slice_axis,
+    )
+    score.save_features(options.output, extracted, model)
+    rows, width = extracted.features.shape
+    print(f"Wrote {options.output}: {rows} images, {width} features.")
+    for reason in extracted.broken.values():
+        print(f"not read: {reason}", file=sys.stderr)
+    return 1 if extracted.broken else 0
+
+
+_VERBS = {"export": _export, "features": _features, "check-data": _check_data, "preview": _preview}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -159,6 +159,27 @@ def build_index(
     return Index(_write(folder, addresses, listing, times))
 
 
+def addresses_of(images: str, column: str | None = None, slice_axis: int = 2) -> Sequence[str]:
+    """Addresses of what a user names: as `build_index`, or one image file, whose frames count one by one.
+
+    Nearly empty frames are kept.
+
+    Args:
+        images: folder, list, CSV file, embedded samples, or an image file or frame of one.
+        column: of paths, when it is a CSV file.
+        slice_axis: axis along which NIfTI volumes are cut.
+    """
+    path, frame = decode.split(images)
+    if not os.path.isfile(path) or path.lower().endswith((".csv", ".txt", ".lst")):
+        column = column if images.lower().endswith(".csv") else None
+        return build_index(images, column=column, slice_axis=slice_axis, skip_empty=False)
+    try:
+        count = 1 if frame is not None else decode.count_frames(path, slice_axis)
+    except decode.DecodeError:
+        count = 1  # whoever reads it says why
+    return [images] if count == 1 else [f"{images}#{k}" for k in range(count)]
+
+
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "csrtrain" / "index"

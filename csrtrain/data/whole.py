@@ -1,0 +1,105 @@
+"""Whole images of any size in batches of equal shape, decoded by workers: for scores and features, not for training."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from csrtrain.data import decode
+
+_PIXELS = 2**22  # of a batch: what is larger goes alone
+_WAITING = 4  # batches' worth of images that may wait for others of their shape
+
+
+class WholeBatch(NamedTuple):
+    """Images of one shape and depth, or one that could not be read.
+
+    rows: (B,) which of the addresses they are.
+    images: (B,C,H,W) uint8, or float32 in [0,1]; None where `reason` says why there is none.
+    reason: what is wrong with the file, with its name.
+    """
+
+    rows: list[int]
+    images: Tensor | None
+    reason: str = ""
+
+
+class _Images(Dataset[WholeBatch]):
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        channels: int,
+        window: decode.Window,
+        slice_axis: int,
+        max_megapixels: float,
+    ) -> None:
+        self.addresses = addresses
+        self.channels = channels
+        self.window = window
+        self.slice_axis = slice_axis
+        self.max_megapixels = max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __getitem__(self, i: int) -> WholeBatch:
+        address = self.addresses[i]
+        try:
+            image = decode.read(
+                address, window=self.window, slice_axis=self.slice_axis, max_megapixels=self.max_megapixels
+            )
+            image = decode.to_channels(image, self.channels)
+        except decode.DecodeError as error:
+            return WholeBatch([i], None, str(error))
+        except ValueError as error:
+            return WholeBatch([i], None, f"{address}: {error}")
+        if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+            return WholeBatch([i], None, f"{address}: Expected finite values, got NaN or infinity. Mend the file.")
+        return WholeBatch([i], image[None])
+
+
+def whole_images(
+    addresses: Sequence[str],
+    channels: int,
+    batch_size: int = 16,
+    workers: int = 0,
+    window: decode.Window = "header",
+    slice_axis: int = 2,
+    max_megapixels: float = 200.0,
+) -> Iterator[WholeBatch]:
+    """Every address once, in batches of equal shape; memory does not grow with their number.
+
+    Args:
+        addresses: see `csrtrain.data.decode.read`.
+        channels: 1, 3 or n.
+        batch_size: most images of a batch; fewer where they are large.
+        workers: processes beside this one.
+        window, slice_axis, max_megapixels: see `csrtrain.data.decode.read`.
+    """
+    images = _Images(addresses, channels, window, slice_axis, max_megapixels)
+    loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_is)
+    waiting: dict[tuple[torch.Size, torch.dtype], list[WholeBatch]] = {}
+    for found in loader:
+        if found.images is None:
+            yield found
+            continue
+        key = (found.images.shape, found.images.dtype)
+        group = waiting.setdefault(key, [])
+        group.append(found)
+        if len(group) >= min(batch_size, max(1, _PIXELS // found.images.shape[2:].numel())):
+            yield _joined(waiting.pop(key))
+        elif sum(map(len, waiting.values())) >= _WAITING * batch_size:
+            yield _joined(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+    for group in waiting.values():
+        yield _joined(group)
+
+
+def _joined(group: list[WholeBatch]) -> WholeBatch:
+    images = [found.images for found in group if found.images is not None]
+    return WholeBatch([row for found in group for row in found.rows], torch.cat(images))
+
+
+def _as_is(found: Any) -> Any:
+    return found
