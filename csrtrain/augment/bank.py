@@ -65,6 +65,7 @@ class DistortionBank(nn.Module):
         authentic: NDArray[np.bool_],
         count: int = 1,
         continuous: bool = False,
+        per_class: int = 1,
     ) -> DrawnDistortions:
         """Types and levels of each sample, a function of (seed, epoch, position).
 
@@ -77,6 +78,7 @@ class DistortionBank(nn.Module):
             authentic: (B,) bool, samples that get nothing.
             count: most distortions of one sample, k.
             continuous: levels are uniform in [1, 5] and values interpolated between those of the table.
+            per_class: so many positions in a row get the same types and levels, each its own noise.
         """
         kinds = len(self.rows)
         if not 1 <= count <= min(kinds, _MOST) or (count > 1 and self.left_out):
@@ -84,7 +86,7 @@ class DistortionBank(nn.Module):
                 f"Expected 1 to {min(kinds, _MOST)} distortions in a row, and 1 with jpeg2000, got {count}. Correct "
                 "model.max_distortions."
             )
-        u = draws.uniform(seed, epoch, positions, draws.DISTORTION_STREAM, 2 + kinds + count)
+        u = draws.uniform(seed, epoch, positions // per_class, draws.DISTORTION_STREAM, 2 + kinds + count)
         distorted = ~authentic & (u[:, 0] >= 1 / (1 + LEVELS * kinds))
         numbers = np.where(distorted, 1 + np.floor(u[:, 1] * count), 0)
         types = np.argsort(u[:, 2 : 2 + kinds], axis=1, kind="stable")[:, :count]  # (B,k) without repetition
@@ -119,10 +121,17 @@ class DistortionBank(nn.Module):
         return np.asarray((ids * base ** np.arange(ids.shape[1])).sum(1), dtype=np.int64)
 
     def in_worker(
-        self, images: Tensor, seed: int, epoch: int, positions: NDArray[np.int64], continuous: bool = False
+        self,
+        images: Tensor,
+        seed: int,
+        epoch: int,
+        positions: NDArray[np.int64],
+        continuous: bool = False,
+        per_class: int = 1,
     ) -> Tensor:
         """What `forward` leaves out, on the host: images (B,C,H,W) uint8 or float32, none authentic, to the same."""
-        drawn = self.draw(seed, epoch, positions, np.zeros(len(images), dtype=np.bool_), continuous=continuous)
+        none = np.zeros(len(images), dtype=np.bool_)
+        drawn = self.draw(seed, epoch, positions, none, continuous=continuous, per_class=per_class)
         out = images.clone()
         for t in sorted(self.left_out):
             rows = torch.from_numpy(np.flatnonzero(drawn.types[:, 0] == t))

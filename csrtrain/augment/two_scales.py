@@ -40,7 +40,7 @@ class TwoScaleViews(nn.Module):
         channels: 1 or 3 for colour spaces; with other counts the images stay as they are.
         color_spaces: put each view into a random colour space.
         flip: chance that a view is flipped left to right.
-        count, continuous: see `DistortionBank.draw`.
+        count, continuous, per_class: see `DistortionBank.draw`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class TwoScaleViews(nn.Module):
         flip: float = 0.5,
         count: int = 1,
         continuous: bool = False,
+        per_class: int = 1,
     ) -> None:
         super().__init__()
         if size < 8:
@@ -62,6 +63,7 @@ class TwoScaleViews(nn.Module):
         self.flip = flip
         self.count = count
         self.continuous = continuous
+        self.per_class = per_class
 
     def draw(
         self,
@@ -84,7 +86,7 @@ class TwoScaleViews(nn.Module):
                 f"Expected images of at least {2 * self.size} px, twice model.size, got {height} x {width}. Set "
                 f"data.load_size to {2 * self.size}."
             )
-        distortions = self.bank.draw(seed, epoch, positions, authentic, self.count, self.continuous)
+        distortions = self.bank.draw(seed, epoch, positions, authentic, self.count, self.continuous, self.per_class)
         crops, spaces = [], []
         for view, stream in enumerate((draws.SCALE_STREAM, draws.SCALE_STREAM + 1)):
             u = draws.uniform(seed, epoch, positions, stream, 4)

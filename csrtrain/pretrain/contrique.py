@@ -49,6 +49,9 @@ class CONTRIQUE(LightningModule):
         projection_dim: dimension of the projection.
         temperature: of the softmax.
         max_distortions: most distortions of one image in a row; above 1 goes beyond the paper.
+        images_per_class: so many images in a row of a batch get the same distortion and level, each its own noise. With
+            fewer images in a batch than classes, 1 leaves an anchor hardly any positive but the patches of its own
+            image, which teach what the image shows; above 1 goes beyond the paper, whose batches are larger.
         continuous_level: values between the five levels too, classed by the nearest; goes beyond the paper.
         legacy_gradient_scale: divide the gradient by the number of devices, as the released code does by mistake.
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
@@ -68,6 +71,7 @@ class CONTRIQUE(LightningModule):
         projection_dim: int = 128,
         temperature: float = 0.1,
         max_distortions: int = 1,
+        images_per_class: int = 1,
         continuous_level: bool = False,
         legacy_gradient_scale: bool = False,
         optimizer: optimizers.OptimizerName = "sgd",
@@ -78,7 +82,11 @@ class CONTRIQUE(LightningModule):
         super().__init__()
         bank = DistortionBank(rows_for(modality, channels, distortions, jpeg2000), in_worker=True)
         flip = SETTINGS[modality].flip_columns.chance
-        self.views = TwoScaleViews(bank, size, channels, color_spaces, flip, max_distortions, continuous_level)
+        if images_per_class < 1:
+            raise ValueError(f"Expected model.images_per_class >= 1, got {images_per_class}. Correct the config.")
+        self.views = TwoScaleViews(
+            bank, size, channels, color_spaces, flip, max_distortions, continuous_level, images_per_class
+        )
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
         self.head = simclr_head(width, hidden_dim or width, projection_dim)  # the same layers, with batch-norm
@@ -99,7 +107,9 @@ class CONTRIQUE(LightningModule):
                 f"is learned. Set it, and data.load_size to {2 * self.views.size}."
             )
         if self.views.bank.left_out:
-            data.transform = partial(self.views.bank.in_worker, continuous=self.views.continuous)
+            data.transform = partial(
+                self.views.bank.in_worker, continuous=self.views.continuous, per_class=self.views.per_class
+            )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Draw distortions and views on the host, to travel with the batch."""

@@ -169,6 +169,16 @@ def test_a_draw_depends_on_seed_epoch_and_position_alone():
     assert not np.array_equal(whole.types, bank.draw(2, 2, POSITIONS, NONE, count=2).types)
 
 
+def test_positions_in_a_row_can_share_a_class_with_noise_of_their_own():
+    bank = DistortionBank(NATURAL)
+    drawn = bank.draw(1, 2, POSITIONS, NONE, per_class=4)
+    groups = drawn.types[:4000, 0].reshape(-1, 4), drawn.levels[:4000, 0].reshape(-1, 4)
+    assert all((values == values[:, :1]).all() for values in groups)
+    assert len(np.unique(groups[0][:, 0])) == 26 and len(torch.unique(drawn.seeds)) == len(POSITIONS)
+    part = bank.draw(1, 2, POSITIONS[702:720], NONE[:18], per_class=4)  # whichever part of a batch a rank has
+    assert np.array_equal(drawn.types[702:720], part.types) and torch.equal(drawn.seeds[702:720], part.seeds)
+
+
 def test_authentic_images_get_nothing():
     bank = DistortionBank(NATURAL)
     authentic = POSITIONS % 2 == 0
