@@ -64,8 +64,12 @@ def lab_to_rgb(x: Tensor) -> Tensor:
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent of positive x, in place; half the time of `Tensor.pow`, and 1e-6 of the value."""
-    return x.log2_().mul_(exponent).exp2_()
+    """x ** exponent of positive x, in place, to 1e-6 of the value, in a third of the time of `Tensor.pow` on a CPU."""
+    if x.device.type == "cpu":
+        np.log(x.numpy(), out=x.numpy())  # three times as fast as torch's
+    else:
+        x.log_()
+    return x.mul_(exponent / math.log(2)).exp2_()
 
 
 def rgb_to_ycbcr(x: Tensor) -> Tensor:
