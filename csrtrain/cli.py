@@ -12,6 +12,7 @@ _USAGE = """usage: csrtrain VERB ...
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
   validate    measure a checkpoint on the labelled images of a config
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
+  score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
@@ -188,7 +189,66 @@ def _features(args: list[str]) -> int:
     return 1 if extracted.broken else 0
 
 
-_VERBS = {"export": _export, "features": _features, "check-data": _check_data, "preview": _preview}
+def _score(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain score",
+        description="Score images with a metric: 0 to 100, higher is better, each with a flag when the image is unlike "
+        "those that the metric was fitted to. Volumes get a row per slice, and a table of volumes beside.",
+        epilog="examples: csrtrain score metric.safetensors scans/ -o scores.csv --heatmap maps/   "
+        "csrtrain score metric.safetensors a.png b.dcm volume.nii.gz -o scores.parquet   "
+        "Exit code 1 when an image cannot be read; it is listed with the reason, and the others are scored.",
+    )
+    parser.add_argument("metric", help="bundle of a metric")
+    parser.add_argument("paths", nargs="+", help="images, folders, text files with one path per line, CSV files")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="table to write (.csv or .parquet)")
+    parser.add_argument("--heatmap", type=Path, help="folder for a picture and an array per image: where it is bad")
+    parser.add_argument("--column", default="path", help="column of paths in a CSV file; default: path")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode")
+    parser.add_argument("--slice-axis", type=int, default=2, help="axis along which NIfTI volumes are cut")
+    options = parser.parse_args(args)
+    if options.output.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"Expected a name that ends in .csv or .parquet, got {options.output}. Change the name.")
+    if not options.output.parent.is_dir():
+        raise ValueError(f"Expected a folder that exists for {options.output}, got none. Create it.")
+
+    from csrtrain import bundle, score
+    from csrtrain.data.index import addresses_of
+
+    metric = bundle.load_metric(options.metric)
+    addresses = [a for path in options.paths for a in addresses_of(path, options.column, options.slice_axis)]
+    if options.heatmap is not None:
+        options.heatmap.mkdir(parents=True, exist_ok=True)
+    table = score.score_images(
+        metric,
+        addresses,
+        device=options.device,
+        bf16=options.bf16,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        slice_axis=options.slice_axis,
+        heatmaps=options.heatmap,
+    )
+    score.write_table(options.output, table)
+    volumes = score.volumes(table)
+    if len(volumes):
+        beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+        score.write_table(beside, volumes)
+        print(f"Wrote {beside}: {len(volumes)} volumes.")
+    good = table[table["error"] == ""]
+    print(
+        f"Wrote {options.output}: {len(good)} images scored"
+        + (f", median {good['score'].median():.1f} of 0 to 100 (higher is better)" if len(good) else "")
+        + f"; {int(good['out_of_domain'].sum())} unlike the images that the metric was fitted to."
+    )
+    for reason in table["error"][table["error"] != ""]:
+        print(f"not scored: {reason}", file=sys.stderr)
+    return 0 if len(good) == len(table) else 1
+
+
+_VERBS = {"export": _export, "score": _score, "features": _features, "check-data": _check_data, "preview": _preview}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,21 +1,32 @@
-"""What a bundle makes of images: features."""
+"""What a bundle makes of images: scores, heat-maps, features."""
 
+import io
 import os
-import tempfile
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from csrtrain import bundle
+from csrtrain.data import decode
 from csrtrain.data.decode import Window
-from csrtrain.data.whole import whole_images
+from csrtrain.data.whole import WholeBatch, whole_images
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.no_reference import NoReferenceMetric
+
+_LONGEST = 1024  # px: side of a drawn heat-map
+_OPAQUE = 0.55  # of the colours over the image
 
 
 class Extracted(NamedTuple):
@@ -39,7 +50,7 @@ def load_features(
     Raises:
         ValueError: a file is no bundle, or their channels or windows differ.
     """
-    backbones = [bundle.load(path) for path in paths]
+    backbones = [bundle.load_backbone(path) for path in paths]
     windows = {str(backbone.header.input["window"]) for backbone in backbones}
     if len(windows) > 1:
         raise ValueError(f"Expected bundles of one intensity window, got {', '.join(sorted(windows))}. Use others.")
@@ -48,8 +59,7 @@ def load_features(
 
 def window_of(path: str | Path) -> Window:
     """The intensity window that a bundle's images were read with."""
-    window = bundle.read_header(path).input["window"]
-    return tuple(window) if isinstance(window, list) else window
+    return _window(bundle.read_header(path))
 
 
 @torch.inference_mode()
@@ -75,22 +85,16 @@ def extract(
         workers: processes that decode.
         window, slice_axis: see `csrtrain.data.decode.read`.
     """
-    place = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
+    place = _device(device)
     model.to(place).eval()
     features = np.empty((len(addresses), sum(model.sizes)), dtype=np.float32)
     broken: dict[int, str] = {}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Features", total=len(addresses))
-        for batch in whole_images(addresses, model.channels, batch_size, workers, window, slice_axis):
-            if batch.images is None:
-                broken[batch.rows[0]] = batch.reason
-            else:
-                with torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-                    features[batch.rows] = model(batch.images.to(place)).float().cpu().numpy()
-            progress.advance(task, len(batch.rows))
+    for batch in _tracked("Features", addresses, model.channels, batch_size, workers, window, slice_axis):
+        if batch.images is None:
+            broken[batch.rows[0]] = batch.reason
+        else:
+            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+                features[batch.rows] = model(batch.images.to(place)).float().cpu().numpy()
     sound = [i for i in range(len(addresses)) if i not in broken]
     return Extracted(
         [addresses[i] for i in sound],
@@ -102,14 +106,140 @@ def extract(
 def save_features(path: str | Path, extracted: Extracted, model: FrozenFeatures) -> None:
     """Write an `.npz` file: `paths` (N,), `features` (N,F), `sizes` (widths of the parts); whole or not at all."""
     path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(
-                file, paths=np.array(extracted.addresses), features=extracted.features, sizes=np.array(model.sizes)
-            )
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    buffer = io.BytesIO()
+    np.savez(buffer, paths=np.array(extracted.addresses), features=extracted.features, sizes=np.array(model.sizes))
+    bundle.write_atomically(path, buffer.getvalue())
+
+
+def score_images(
+    metric: NoReferenceMetric,
+    addresses: Sequence[str],
+    *,
+    device: str = "auto",
+    bf16: bool = False,
+    batch_size: int = 16,
+    workers: int = 0,
+    slice_axis: int = 2,
+    heatmaps: str | Path | None = None,
+) -> pd.DataFrame:
+    """Score whole images, each once, with a progress bar; memory does not grow with their size.
+
+    Args:
+        metric: from `csrtrain.load`.
+        addresses: of the images, see `csrtrain.data.decode.read`.
+        device, bf16, batch_size, workers: see `extract`.
+        slice_axis: axis along which NIfTI volumes are cut.
+        heatmaps: folder for two files per image: `NAME.npy`, what each place of 32 x 32 pixels adds to the score
+            (they sum to it), and `NAME.png`, the image with the local scores over it, red 0 and green 100.
+
+    Returns:
+        A row per address, in their order: path, score, rating, out_of_range, distance, out_of_domain (see
+        `Assessment`), and error, which says why an image has no score.
+    """
+    place = _device(device)
+    metric.to(place).eval()
+    values = np.full((len(addresses), 5), np.nan)
+    errors = [""] * len(addresses)
+    names = _names(addresses) if heatmaps is not None else []
+    for batch in _tracked(
+        "Scores", addresses, metric.features.channels, batch_size, workers, _window(metric.header), slice_axis
+    ):
+        if batch.images is None:
+            errors[batch.rows[0]] = batch.reason
+            continue
+        images = batch.images.to(place)
+        with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+            found = metric.assess(images)
+            values[batch.rows] = torch.stack([column.float() for column in found], 1).cpu().numpy()
+            if heatmaps is not None:
+                maps = metric.heatmap(images).float().cpu()
+                for row, image, contributions in zip(batch.rows, batch.images, maps, strict=True):
+                    _write_heatmap(Path(heatmaps) / names[row], image, contributions)
+    table = pd.DataFrame({"path": list(addresses)})
+    table["score"], table["rating"] = values[:, 0], values[:, 1]
+    table["out_of_range"] = pd.array(values[:, 2], dtype="Float64").astype("boolean")
+    table["distance"] = values[:, 3]
+    table["out_of_domain"] = pd.array(values[:, 4], dtype="Float64").astype("boolean")
+    table["error"] = errors
+    return table
+
+
+def volumes(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each file that has several rows, `file#k`: slices scored, mean, 10th percentile, and the worst slice."""
+    sliced = table[table["path"].str.contains("#") & table["score"].notna()]
+    rows = []
+    for path, slices in sliced.groupby(sliced["path"].map(lambda address: decode.split(address)[0]), sort=False):
+        scores = slices["score"]
+        rows.append(
+            {
+                "path": path,
+                "slices": len(slices),
+                "mean": scores.mean(),
+                "percentile_10": scores.quantile(0.1),
+                "worst_slice": decode.split(slices["path"][scores.idxmin()])[1],
+                "out_of_domain": slices["out_of_domain"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write `.csv` or `.parquet`, whole or not at all."""
+    path, buffer = Path(path), io.BytesIO()
+    if path.suffix == ".parquet":
+        table.to_parquet(buffer, index=False)
+    else:
+        table.to_csv(buffer, index=False, float_format="%.7g")
+    bundle.write_atomically(path, buffer.getvalue())
+
+
+def _device(name: str) -> torch.device:
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def _window(header: Any) -> Window:
+    window = header.input["window"] if header else "header"
+    return tuple(window) if isinstance(window, list) else window
+
+
+def _tracked(
+    title: str,
+    addresses: Sequence[str],
+    channels: int,
+    batch_size: int,
+    workers: int,
+    window: Window,
+    slice_axis: int,
+) -> Iterator[WholeBatch]:
+    """Whole images, with a progress bar where there is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=len(addresses))
+        for batch in whole_images(addresses, channels, batch_size, workers, window, slice_axis):
+            yield batch
+            progress.advance(task, len(batch.rows))
+
+
+def _names(addresses: Sequence[str]) -> list[str]:
+    """A different file name for each address, from the part of the path that differs."""
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(address)) for address in addresses])
+    return [re.sub(r"[^\w.-]+", "_", os.path.relpath(os.path.abspath(address), folder)) for address in addresses]
+
+
+def _write_heatmap(path: Path, image: Tensor, contributions: Tensor) -> None:
+    """`path.npy` and `path.png` of one image (C,H,W) and its map (h,w)."""
+    buffer = io.BytesIO()
+    np.save(buffer, contributions.numpy())
+    bundle.write_atomically(path.with_name(f"{path.name}.npy"), buffer.getvalue())
+    height, width = image.shape[1:]
+    scale = min(1.0, _LONGEST / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    x = image[None].float() / (255 if image.dtype == torch.uint8 else 1)
+    grey = F.interpolate(x.mean(1, keepdim=True), size, mode="bilinear", antialias=True)[0, 0]
+    local = contributions[None, None] * contributions.numel()  # whose mean is the score
+    local = F.interpolate(local, size, mode="bilinear", align_corners=False)[0, 0] / 100
+    colors = colormaps["RdYlGn"](local.clamp(0, 1).numpy())[..., :3]
+    mixed = _OPAQUE * colors + (1 - _OPAQUE) * grey[..., None].numpy()
+    buffer = io.BytesIO()
+    Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    bundle.write_atomically(path.with_name(f"{path.name}.png"), buffer.getvalue())

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.models.weights import read_torch
+from csrtrain.quality import NoReference
 from csrtrain.runs import checkpoints, directory
 from csrtrain.runs.loggers import CsvLogger
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
@@ -179,8 +180,9 @@ class TrainingCLI(LightningCLI):
         if interactive:
             callbacks.append(RichProgressBar())
         config["enable_model_summary"] = bool(config["enable_model_summary"])  # off unless asked for
-        config["callbacks"] = [*callbacks, RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
-        config["callbacks"] += _as_list(self._keep)
+        if not isinstance(self._get(self.config_init, "model"), NoReference):
+            callbacks += [RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
+        config["callbacks"] = [*callbacks, *_as_list(self._keep)]
         return Trainer(**config)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
@@ -223,6 +225,7 @@ def _quiet_lightning() -> None:
         "The number of training batches .* is smaller than the logging interval",
         "You're resuming from a checkpoint that ended before the epoch ended",  # the data module resumes exactly
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        r"Found \d+ module.s. in eval mode at the start of training",  # frozen backbones
         "The .*_dataloader. does not have many workers",
         "This DataLoader will create .* worker processes in total",
     ):

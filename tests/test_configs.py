@@ -9,6 +9,7 @@ import yaml
 from csrtrain.cli import config_path, main
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
+PRETRAINING = [path for path in CONFIGS if "csrtrain.pretrain." in path.read_text()]
 SMALL = [
     "--model.backbone=test_resnet",
     "--model.size=32",
@@ -26,7 +27,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
 def test_one_step(path, tmp_path, capsys):
     config = yaml.safe_load(path.read_text())
     modality = config["data"]["init_args"]["modality"]

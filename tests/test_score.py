@@ -1,5 +1,8 @@
+import re
+
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +11,7 @@ from csrtrain import bundle, score
 from csrtrain.cli import main
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 
 @pytest.fixture
@@ -103,3 +107,116 @@ def test_wrong_use(folder, arguments, words, capsys, monkeypatch):
     assert main(["features", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(folder.glob("f.np*"))
+
+
+def save_metric(path, channels=3, window="header"):
+    torch.manual_seed(0)
+    backbone = Backbone("test_resnet", channels=channels)
+    metric = NoReferenceMetric(FrozenFeatures([backbone], [Contract()]), RatingScale(1, 5), anchors=2).eval()
+    metric.limit.fill_(100)
+    bundle.save(path, metric, bundle.MetricHeader(**bundle.described_metric(metric, window, {}, {})))
+    return metric
+
+
+@pytest.fixture
+def metric(folder):
+    return save_metric(folder / "m.safetensors")
+
+
+def run_score(folder, *paths, output="s.csv", extra=()):
+    arguments = ["score", str(folder / "m.safetensors"), *map(str, paths), "-o", str(folder / output)]
+    return main([*arguments, "--workers", "0", *extra])
+
+
+def test_scores_of_a_folder(folder, metric, capsys):
+    assert run_score(folder, folder / "images") == 0
+    assert "6 images scored" in capsys.readouterr().out
+    table = pd.read_csv(folder / "s.csv")
+    columns = ["path", "score", "rating", "out_of_range", "distance", "out_of_domain", "error"]
+    assert list(table.columns) == columns and len(table) == 6
+    for path, score_, rating in zip(table["path"], table["score"], table["rating"], strict=True):
+        image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None]
+        assert score_ == pytest.approx(metric.score(image).item(), abs=1e-3)
+        assert rating == pytest.approx(1 + score_ / 25, abs=1e-4)
+    assert not table["out_of_domain"].any() and table["error"].isna().all()
+    assert run_score(folder, folder / "images", output="s.parquet") == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "s.parquet")[["path"]], table[["path"]])
+
+
+def test_broken_images_are_rows_with_a_reason(folder, metric, capsys):
+    (folder / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert run_score(folder, folder / "images") == 1
+    assert re.search("not scored: .*2.png", capsys.readouterr().err)
+    table = pd.read_csv(folder / "s.csv")
+    assert table["score"].isna().tolist() == [k == 2 for k in range(6)]
+    assert "2.png" in table["error"][2]
+
+
+def test_all_broken(folder, metric):
+    (folder / "bad.png").write_bytes(b"no image")
+    assert run_score(folder, folder / "bad.png") == 1
+    assert len(pd.read_csv(folder / "s.csv")) == 1
+
+
+def test_volumes_get_a_row_per_slice_and_a_table_of_their_own(folder, capsys):
+    metric = save_metric(folder / "m.safetensors", channels=1)
+    volume = np.random.default_rng(0).integers(0, 1000, (40, 50, 7)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "v.nii.gz")
+    assert run_score(folder, folder / "v.nii.gz", folder / "images" / "0.png") == 0
+    assert "1 volumes" in capsys.readouterr().out
+    slices, volumes = pd.read_csv(folder / "s.csv"), pd.read_csv(folder / "s.volumes.csv")
+    scores = slices["score"][:7]
+    assert len(slices) == 8 and len(volumes) == 1 and metric.features.channels == 1
+    assert volumes["mean"][0] == pytest.approx(scores.mean(), abs=1e-4)
+    assert volumes["percentile_10"][0] == pytest.approx(np.percentile(scores, 10), abs=1e-4)
+    assert volumes["worst_slice"][0] == scores.argmin() and volumes["slices"][0] == 7
+
+
+def test_heat_maps_sum_to_the_scores(folder, metric):
+    (folder / "images" / "sub").mkdir()
+    (folder / "images" / "0.png").rename(folder / "images" / "sub" / "1.png")
+    assert run_score(folder, folder / "images", extra=("--heatmap", str(folder / "maps"))) == 0
+    table = pd.read_csv(folder / "s.csv")
+    names = sorted(path.name for path in (folder / "maps").glob("*.npy"))
+    assert names == ["1.png.npy", "2.png.npy", "3.png.npy", "4.png.npy", "5.png.npy", "sub_1.png.npy"]
+    for path, value in zip(table["path"], table["score"], strict=True):
+        name = path.removeprefix(f"{folder}/images/").replace("/", "_")
+        assert np.load(folder / "maps" / f"{name}.npy").sum() == pytest.approx(value, abs=1e-3)
+        assert Image.open(folder / "maps" / f"{name}.png").size == Image.open(path).size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.safetensors", "images", "-o", "s.csv"], "Expected the bundle of a metric, got one of a backbone"),
+        (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
+        (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a folder that exists"),
+        (["none.safetensors", "images", "-o", "s.csv"], "none.safetensors"),
+        (["m.safetensors", "none", "-o", "s.csv"], "none"),
+    ],
+)
+def test_wrong_use_of_score(folder, metric, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    assert main(["score", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "s.csv").exists()
+
+
+def test_a_metric_is_no_backbone(folder, metric, capsys):
+    path = str(folder / "m.safetensors")
+    assert main(["features", path, str(folder / "images"), "-o", str(folder / "f.npz")]) == 2
+    assert "Expected the bundle of a backbone, got one of kind no_reference" in capsys.readouterr().err
+
+
+def test_a_metric_bundle_is_checked(folder, metric):
+    with pytest.raises(ValueError, match="header of a metric in .*x.safetensors, got others"):
+        described = bundle.described_metric(metric, "header", {}, {})
+        described["features"][0]["scales"] = [1.0]
+        bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+        bundle.load(folder / "x.safetensors")
+    for key in ("score", "features", "backbones"):
+        described = bundle.described_metric(metric, "header", {}, {})
+        described[key] = type(described[key])()
+        bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+        with pytest.raises(ValueError, match="Expected"):
+            bundle.load(folder / "x.safetensors")

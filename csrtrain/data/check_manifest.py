@@ -115,7 +115,7 @@ def _direction(report: ManifestReport, of_row: NDArray[np.int64]) -> str:
     """Whether good ratings go with blur, or with images far from their references."""
     manifest, images = report.manifest, report.images
     quality = manifest.ratings if manifest.higher_is_better else -manifest.ratings
-    name = "mos" if manifest.higher_is_better else "dmos"
+    name = manifest.rating_name
     known = np.append(images.sharpness, np.nan)  # -1: no such image
     sharpness = known[of_row]
     if manifest.references is not None:
@@ -136,7 +136,7 @@ def format_manifest_report(report: ManifestReport) -> str:
     """The report in words; what is in the files follows by `csrtrain.data.check.format_report`."""
     manifest = report.manifest
     ratings = manifest.ratings[np.isfinite(manifest.ratings)]
-    name = "mos, higher is better" if manifest.higher_is_better else "dmos, lower is better"
+    name = f"{manifest.rating_name}, {'higher' if manifest.higher_is_better else 'lower'} is better"
     lines = [f"{len(manifest)} rows in {manifest.file}, {len(report.problems)} faults in them."]
     if len(ratings):
         lines.append(

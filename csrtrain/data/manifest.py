@@ -6,6 +6,8 @@ Columns: `path` (absolute, or relative to the manifest; an address as `csrtrain.
 """
 
 import csv
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from csrtrain.data import decode
 
 SPLITS = ("train", "val", "test")
+RATINGS = ("mos", "dmos", "proxy")
 _LISTED = 5
 
 
@@ -28,7 +31,7 @@ class Manifest:
         addresses: (N,) of the images.
         references: (N,) of the pristine images, or None where there is no such column; "" where a row has none.
         ratings: (N,) float64 as they stand in the file.
-        higher_is_better: True of `mos`, False of `dmos`.
+        rating_name: one of `RATINGS`.
         groups: (N,) int64; rows of one reference or one group share it.
         splits: (N,) one of `SPLITS`, or None where there is no such column.
         columns: every column of the file, by name, as text.
@@ -39,7 +42,7 @@ class Manifest:
     addresses: list[str]
     references: list[str] | None
     ratings: NDArray[np.float64]
-    higher_is_better: bool
+    rating_name: str
     groups: NDArray[np.int64]
     splits: list[str] | None
     columns: dict[str, list[str]]
@@ -47,6 +50,16 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.addresses)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the ratings."""
+        return self.rating_name != "dmos"
+
+    @property
+    def digest(self) -> str:
+        """Of all columns."""
+        return hashlib.sha256(json.dumps(self.columns, sort_keys=True).encode()).hexdigest()
 
 
 class Problem(NamedTuple):
@@ -85,7 +98,7 @@ def read_manifest(
 
 def is_manifest(path: str) -> bool:
     """Whether a CSV file has a column of ratings."""
-    return path.lower().endswith(".csv") and os.path.isfile(path) and bool({"mos", "dmos"} & set(_read(path)[0]))
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool(set(RATINGS) & set(_read(path)[0]))
 
 
 def inspect_manifest(
@@ -104,10 +117,11 @@ def inspect_manifest(
             f"Expected a column {path_column!r} of images in {path}, got {', '.join(names)}. Rename one, or set "
             "data.path_column."
         )
-    rated = [name for name in ("mos", "dmos") if name in names]
+    rated = [name for name in RATINGS if name in names]
     if len(rated) != 1:
         raise ValueError(
-            f"Expected one column of ratings, mos (higher is better) or dmos (lower is better), in {path}, got "
+            f"Expected one column of ratings, mos (higher is better), dmos (lower is better) or proxy "
+            f"(computed), in {path}, got "
             f"{' and '.join(rated) or ', '.join(names)}. Keep or rename one."
         )
     folder, lines = os.path.dirname(path), [line for line, _ in rows]
@@ -134,7 +148,7 @@ def inspect_manifest(
         addresses,
         references,
         ratings,
-        rated[0] == "mos",
+        rated[0],
         _groups(addresses, references, columns.get("group")),
         columns.get("split"),
         columns,

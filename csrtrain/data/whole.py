@@ -26,7 +26,9 @@ class WholeBatch(NamedTuple):
     reason: str = ""
 
 
-class _Images(Dataset[WholeBatch]):
+class WholeImages(Dataset[WholeBatch]):
+    """One address at a time, as a batch of one; arguments as for `whole_images`."""
+
     def __init__(
         self,
         addresses: Sequence[str],
@@ -78,7 +80,7 @@ def whole_images(
         workers: processes beside this one.
         window, slice_axis, max_megapixels: see `csrtrain.data.decode.read`.
     """
-    images = _Images(addresses, channels, window, slice_axis, max_megapixels)
+    images = WholeImages(addresses, channels, window, slice_axis, max_megapixels)
     loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_is)
     waiting: dict[tuple[torch.Size, torch.dtype], list[WholeBatch]] = {}
     for found in loader:
@@ -89,14 +91,15 @@ def whole_images(
         group = waiting.setdefault(key, [])
         group.append(found)
         if len(group) >= min(batch_size, max(1, _PIXELS // found.images.shape[2:].numel())):
-            yield _joined(waiting.pop(key))
+            yield joined(waiting.pop(key))
         elif sum(map(len, waiting.values())) >= _WAITING * batch_size:
-            yield _joined(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+            yield joined(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
     for group in waiting.values():
-        yield _joined(group)
+        yield joined(group)
 
 
-def _joined(group: list[WholeBatch]) -> WholeBatch:
+def joined(group: list[WholeBatch]) -> WholeBatch:
+    """Batches of images of one shape as one batch."""
     images = [found.images for found in group if found.images is not None]
     return WholeBatch([row for found in group for row in found.rows], torch.cat(images))
 

@@ -109,6 +109,22 @@ class Backbone(nn.Module):
         h = self.network.forward_head(parts, pre_logits=True)
         return h.view(len(x), side * side, -1)
 
+    def pooled_map(self, images: Tensor) -> Tensor:
+        """(B,C,H,W) float in [0,1] -> (B,D,h,w), the feature map whose mean is the representation.
+
+        Raises:
+            ValueError: the architecture computes its representation in another way (a class token, a norm after the
+                mean).
+        """
+        x: Tensor = self.network.forward_features(self._normalised(images))
+        h = self.network.forward_head(x, pre_logits=True)
+        if x.ndim != 4 or h.shape != x.shape[:2] or not torch.allclose(h, x.mean((2, 3)), rtol=1e-2, atol=1e-3):
+            raise ValueError(
+                f"Expected a backbone whose representation is the mean of its last feature map, as a ResNet's, got "
+                f"{self.name}. Use another for heat-maps."
+            )
+        return x
+
     def forward(self, images: Tensor) -> Tensor:
         """As `representation`."""
         return self.representation(images)

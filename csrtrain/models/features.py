@@ -5,7 +5,6 @@ so, and stand side by side: backbone by backbone, scale by scale (CONTRIQUE, arX
 backbones as in Re-IQA, arXiv 2304.00451).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from csrtrain.models.backbone import Backbone, freeze
 
 TILE = 1024
 """Side of the tiles of a large image, pixels; a multiple of the strides of all usual backbones, at half scale too."""
+_CELL = 32  # px: side of a place of a heat-map
 _LEAST = 32  # px: shorter sides are continued by reflection, because a deep network has nothing left of them
 
 
@@ -25,10 +25,24 @@ class Contract(NamedTuple):
 
     scales: of the image, 1 is as it is.
     l2: whether each representation is divided by its length.
+    crops: side in pixels of five squares, the centre and the corners, that are used instead of the whole image at each
+        scale (ARNIQA, arXiv 2310.14918); the mean of their representations is taken after the length, so that a linear
+        head gives the mean of their five scores. A shorter image is continued by reflection (ours; there by zeros).
     """
 
     scales: tuple[float, ...] = (1.0, 0.5)
     l2: bool = True
+    crops: int | None = None
+
+
+class _Piece(NamedTuple):
+    """A part of an image: its first and last row and column, and its weight in the mean."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    share: float
 
 
 class FrozenFeatures(nn.Module):
@@ -51,6 +65,11 @@ class FrozenFeatures(nn.Module):
         channels = sorted({backbone.channels for backbone in backbones})
         if len(channels) > 1:
             raise ValueError(f"Expected backbones of the same channels, got {channels}. Use others.")
+        for contract in contracts:
+            if not contract.scales or min(contract.scales) <= 0 or (contract.crops or _LEAST) < _LEAST:
+                raise ValueError(
+                    f"Expected scales above 0 and crops of {_LEAST} px or more, got {contract}. Correct it."
+                )
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
         self.to(memory_format=torch.channels_last)
@@ -64,7 +83,7 @@ class FrozenFeatures(nn.Module):
     @property
     def sizes(self) -> list[int]:
         """Width of each part of the features, in their order."""
-        return [b.representation_dim for b, c in self._parts() for _ in c.scales]
+        return [backbone.representation_dim for backbone, _, _ in self._parts()]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,C,H,W) uint8, or float in [0,1] -> (B,F) float32.
@@ -72,56 +91,110 @@ class FrozenFeatures(nn.Module):
         Raises:
             ValueError: other shapes, channels or types.
         """
+        self._check(images)
+        found = []
+        for backbone, contract, scale in self._parts():
+            h = images.new_zeros((len(images), backbone.representation_dim), dtype=torch.float32)
+            for piece in _pieces(images, contract, scale):
+                part = backbone.representation(_cut(images, piece, contract, scale)).float()
+                h = h + piece.share * (F.normalize(part, dim=1) if contract.l2 and contract.crops else part)
+            found.append(F.normalize(h, dim=1) if contract.l2 and not contract.crops else h)
+        return torch.cat(found, dim=1)
+
+    def decompose(self, images: Tensor, weight: Tensor) -> Tensor:
+        """What each place of the images adds to `forward(images) @ weight`, exactly.
+
+        A representation is the mean of the vectors of the last feature map, and both the mean and the division by the
+        length of the mean distribute over them: place p of n adds w . f_p / (n |h|).
+
+        Args:
+            images: as for `forward`.
+            weight: (F,) of a linear head.
+
+        Returns:
+            (B,h,w) float32, a place per 32 x 32 pixels, that sum to the product.
+
+        Raises:
+            ValueError: an architecture whose representation is not the mean of a feature map.
+        """
+        self._check(images)
+        height, width = images.shape[2:]
+        rows, columns = -(-height // _CELL), -(-width // _CELL)
+        total = torch.zeros((len(images), rows, columns), device=images.device)
+        weights = torch.split(weight.float(), self.sizes)
+        for (backbone, contract, scale), w in zip(self._parts(), weights, strict=True):
+            part, h = torch.zeros_like(total), total.new_zeros((len(images), len(w)))
+            for piece in _pieces(images, contract, scale):
+                f = backbone.pooled_map(_cut(images, piece, contract, scale)).float()  # (B,D,r,c)
+                mean = f.mean((2, 3))
+                local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel())
+                if contract.l2 and contract.crops:
+                    local = local / mean.norm(dim=1).clamp(min=1e-12)[:, None, None]
+                h = h + piece.share * mean
+                down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
+                right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
+                part = part + down.T @ local @ right
+            if contract.l2 and not contract.crops:
+                part = part / h.norm(dim=1).clamp(min=1e-12)[:, None, None]
+            total = total + part
+        return total
+
+    def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
                 f"Expected images (B,{self.channels},H,W), got {tuple(images.shape)}. Give one channel count."
             )
-        sums: list[Tensor] = []
-        total = 0.0
-        for tile in _tiles(images):
-            area = tile.shape[2] * tile.shape[3] / (images.shape[2] * images.shape[3])
-            parts = [area * h for h in self._of_tile(_floats(tile))]
-            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-            total += area
-        assert math.isclose(total, 1.0)
-        norms = [contract.l2 for _, contract in self._parts() for _ in contract.scales]
-        return torch.cat([F.normalize(h, dim=1) if l2 else h for h, l2 in zip(sums, norms, strict=True)], dim=1)
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"Expected uint8, or floats in [0,1], got {images.dtype}. Convert the images.")
 
-    def _of_tile(self, x: Tensor) -> list[Tensor]:
-        """Representations (B,D) of each backbone at each scale, in float32."""
-        x, found = _at_least(x, _LEAST), []
-        for backbone, contract in self._parts():
-            for scale in contract.scales:
-                scaled = x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
-                scaled = _at_least(scaled, _LEAST).contiguous(memory_format=torch.channels_last)
-                found.append(backbone.representation(scaled).float())
-        return found
-
-    def _parts(self) -> Iterator[tuple[Backbone, Contract]]:
+    def _parts(self) -> Iterator[tuple[Backbone, Contract, float]]:
+        """Backbone, contract and scale of each part of the features."""
         for backbone, contract in zip(self.backbones, self.contracts, strict=True):
             assert isinstance(backbone, Backbone)
-            yield backbone, contract
+            for scale in contract.scales:
+                yield backbone, contract, scale
 
 
-def _floats(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def _tiles(images: Tensor) -> Iterator[Tensor]:
-    """The images whole, or in a grid of nearly equal tiles of at most `TILE` a side where they are larger."""
+def _pieces(images: Tensor, contract: Contract, scale: float) -> Iterator[_Piece]:
+    """The whole image, or nearly equal tiles of at most `TILE` a side where it is larger, or five squares."""
     height, width = images.shape[2:]
-    if height * width <= TILE * TILE:
-        yield images
-        return
-    for top, bottom in _cuts(height):
-        for left, right in _cuts(width):
-            yield images[:, :, top:bottom, left:right]
+    if contract.crops:
+        side = round(contract.crops / scale)
+        h, w = min(side, height), min(side, width)
+        for y, x in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)):
+            top, left = int(y * (height - h)), int(x * (width - w))
+            yield _Piece(top, top + h, left, left + w, 1 / 5)
+    elif height * width <= TILE * TILE:
+        yield _Piece(0, height, 0, width, 1.0)
+    else:
+        for top, bottom in _cuts(height):
+            for left, right in _cuts(width):
+                yield _Piece(top, bottom, left, right, (bottom - top) * (right - left) / (height * width))
 
 
 def _cuts(size: int) -> Iterator[tuple[int, int]]:
     parts = -(-size // TILE)
     edges = [round(size * k / parts) for k in range(parts + 1)]
     yield from zip(edges[:-1], edges[1:], strict=True)
+
+
+def _cut(images: Tensor, piece: _Piece, contract: Contract, scale: float) -> Tensor:
+    """A piece at a scale, float32."""
+    x = images[:, :, piece.top : piece.bottom, piece.left : piece.right]
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    x = _at_least(x, _LEAST if contract.crops is None else round(contract.crops / scale))
+    if scale != 1:
+        x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+    return _at_least(x, _LEAST).contiguous(memory_format=torch.channels_last)
+
+
+def _overlap(start: int, end: int, cells: int, size: int, parts: int) -> Tensor:
+    """(cells,parts): how much of each of `cells` equal cells of [start,end) lies in each equal part of [0,size)."""
+    edges = torch.linspace(start, end, cells + 1, dtype=torch.float64)
+    limits = torch.linspace(0, size, parts + 1, dtype=torch.float64)
+    low = torch.maximum(edges[:-1, None], limits[:-1])
+    high = torch.minimum(edges[1:, None], limits[1:])
+    return (high - low).clamp(min=0) / (edges[1:] - edges[:-1])[:, None]
 
 
 def _at_least(x: Tensor, side: int) -> Tensor:

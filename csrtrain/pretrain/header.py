@@ -1,13 +1,11 @@
 """What a checkpoint of a pretraining run tells the bundle that is made from it."""
 
-import importlib.metadata
 from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from csrtrain import bundle
 from csrtrain.models.backbone import Backbone
-
-_PACKAGES = ("csrtrain", "torch", "torchvision", "lightning", "timm", "lightly", "kornia")
 
 
 def bundle_header(module: LightningModule, backbone: Backbone) -> dict[str, Any]:
@@ -20,6 +18,6 @@ def bundle_header(module: LightningModule, backbone: Backbone) -> dict[str, Any]
         "data": data.describe(),
         "seed": data.seed,
         "steps": module.trainer.global_step,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": bundle.versions(),
         "results": {name: value for name, value in metrics.items() if value == value},
     }

@@ -46,14 +46,74 @@ def test_several_backbones_and_contracts(backbone, images):
 def test_large_images_go_in_tiles_weighted_by_area(backbone, images, monkeypatch):
     monkeypatch.setattr(features, "TILE", 48)
     model = FrozenFeatures([backbone], [Contract((1.0,), False)])
-    tiles = [(35, 45)] * 4  # 70 x 90 in tiles of at most 48
-    seen = [tile.shape[2:] for tile in features._tiles(images)]
-    assert [tuple(shape) for shape in seen] == tiles
-    parts = [backbone.representation(tile) for tile in features._tiles(images)]
+    tiles = [images[:, :, top : top + 35, left : left + 45] for top in (0, 35) for left in (0, 45)]
+    parts = [backbone.representation(tile) for tile in tiles]
     torch.testing.assert_close(model(images), torch.stack(parts).mean(0), atol=1e-6, rtol=1e-5)
-    uneven = [tile.shape[2] * tile.shape[3] for tile in features._tiles(torch.zeros(1, 3, 101, 97))]
-    assert sum(uneven) == 101 * 97 and max(uneven) <= 48 * 48
-    assert [t.shape for t in features._tiles(torch.zeros(1, 3, 48, 48))] == [(1, 3, 48, 48)]
+    uneven = list(features._pieces(torch.zeros(1, 3, 101, 97), Contract(), 1.0))
+    assert sum((p.bottom - p.top) * (p.right - p.left) for p in uneven) == 101 * 97
+    assert max((p.bottom - p.top) * (p.right - p.left) for p in uneven) <= 48 * 48
+    assert sum(p.share for p in uneven) == pytest.approx(1)
+    assert len(list(features._pieces(torch.zeros(1, 3, 48, 48), Contract(), 1.0))) == 1
+
+
+def test_five_crops_are_the_mean_of_their_representations(backbone, images):
+    model = FrozenFeatures([backbone], [Contract((1.0, 0.5), True, 32)])
+    parts = []
+    for side in (32, 64):
+        crops = [images[:, :, y : y + side, x : x + side] for y, x in _corners(70, 90, side)]
+        if side == 64:
+            crops = [F.interpolate(crop, (32, 32), mode="bilinear", antialias=True) for crop in crops]
+        parts.append(torch.stack([F.normalize(backbone.representation(crop), dim=1) for crop in crops]).mean(0))
+    torch.testing.assert_close(model(images), torch.cat(parts, 1), atol=1e-6, rtol=1e-5)
+    assert model(images[:, :, :20, :]).isfinite().all()  # shorter than a crop
+
+
+def _corners(height, width, side):
+    h, w = height - side, width - side
+    return [(h // 2, w // 2), (0, 0), (0, w), (h, 0), (h, w)]
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [Contract(), Contract((1.0, 0.5, 0.7), False), Contract((1.0, 0.5), True, 40), Contract((0.5,), False, 40)],
+)
+@pytest.mark.parametrize("shape", [(2, 3, 97, 130), (1, 3, 20, 150), (1, 3, 130, 129)])
+def test_the_decomposition_sums_to_the_product(backbone, contract, shape, monkeypatch):
+    monkeypatch.setattr(features, "TILE", 96)
+    model = FrozenFeatures([backbone], [contract])
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.rand(shape, generator=generator), torch.randn(sum(model.sizes), generator=generator)
+    found = model.decompose(x, w)
+    assert found.shape == (shape[0], -(-shape[2] // 32), -(-shape[3] // 32))
+    torch.testing.assert_close(found.sum((1, 2)), model(x) @ w, atol=1e-5, rtol=1e-5)
+
+
+def test_the_decomposition_finds_the_place():
+    class Bright(Backbone):  # a backbone whose one feature is brightness
+        def __init__(self):
+            super().__init__("test_resnet")
+            self.network = torch.nn.AvgPool2d(32)
+
+        representation_dim = 3
+
+        def representation(self, images):
+            return self.pooled_map(images).mean((2, 3))
+
+        def pooled_map(self, images):
+            return self.network(images)
+
+    x = torch.zeros(1, 3, 128, 96)
+    x[:, 0, 32:64, 64:96] = 1
+    found = FrozenFeatures([Bright()], [Contract((1.0,), False)]).decompose(x, torch.tensor([12.0, 0, 0]))
+    expected = torch.zeros(1, 4, 3)
+    expected[0, 1, 2] = 1.0
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_decomposition_without_a_mean_over_a_map(images):
+    model = FrozenFeatures([Backbone("test_vit").eval()], [Contract()])
+    with pytest.raises(ValueError, match="mean of its last feature map, as a ResNet's, got test_vit"):
+        model.decompose(images, torch.zeros(sum(model.sizes)))
 
 
 @pytest.mark.parametrize("height, width", [(5, 200), (1, 1), (1, 40), (33, 17)])

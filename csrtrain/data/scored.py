@@ -1,0 +1,136 @@
+"""Rated images, whole, each once: what a no-reference head is fitted to."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from csrtrain.data import decode
+from csrtrain.data.manifest import Manifest, read_manifest
+from csrtrain.data.whole import WholeBatch, WholeImages, joined
+from csrtrain.distributed import rank, world_size
+
+
+class _Steps(Dataset[list[WholeBatch]]):
+    """A step is some images of this rank, those of one shape together; the last step of a rank may be empty."""
+
+    def __init__(self, images: WholeImages, steps: list[NDArray[np.int64]]) -> None:
+        self.images = images
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> list[WholeBatch]:
+        groups: dict[Any, list[WholeBatch]] = {}
+        for i in self.steps[step]:
+            found = self.images[int(i)]
+            if found.images is None:
+                raise decode.DecodeError(found.reason)
+            groups.setdefault((found.images.shape, found.images.dtype), []).append(found)
+        return [joined(group) for group in groups.values()]
+
+
+class ScoredData(LightningDataModule):
+    """The images of a manifest for one pass, shared among the ranks, none twice.
+
+    How they are read (channels, intensity window) is what the backbones were trained with; the module says it.
+
+    Args:
+        manifest: CSV file, see `csrtrain.data.manifest`.
+        path_column: its column of images.
+        rating_range: lowest and highest rating that the scale has; by default those of the training images. The score
+            is 0 at the worse and 100 at the better.
+        batch_size: images per step and device.
+        workers: loader processes per device.
+        slice_axis: axis along which NIfTI volumes are cut.
+        max_megapixels: larger images are refused before they are decoded.
+        seed: linked to `seed_everything` on the command line.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        path_column: str = "path",
+        rating_range: list[float] | None = None,
+        batch_size: int = 16,
+        workers: int = 2,
+        slice_axis: int = 2,
+        max_megapixels: float = 200.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise ValueError(
+                f"Expected data.batch_size >= 1 and data.workers >= 0, got {batch_size} and {workers}. Correct them."
+            )
+        if rating_range is not None and (len(rating_range) != 2 or not rating_range[0] < rating_range[1]):
+            raise ValueError(f"Expected data.rating_range as [low, high], got {rating_range}. Correct it.")
+        self.path = manifest
+        self.path_column = path_column
+        self.rating_range = (rating_range[0], rating_range[1]) if rating_range else None
+        self.batch_size = batch_size
+        self.workers = workers
+        self.slice_axis = slice_axis
+        self.max_megapixels = max_megapixels
+        self.seed = int(seed)
+        self.epoch = 0
+        self.channels = 3
+        self.window: decode.Window = "header"
+        self._manifest: Manifest | None = None
+
+    @property
+    def rated(self) -> Manifest:
+        """The rows."""
+        if self._manifest is None:
+            self._manifest = read_manifest(self.path, self.path_column, self.rating_range)
+        return self._manifest
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the manifest."""
+        if not len(self.train_rows):
+            raise ValueError(f"Expected rows of split train in {self.path}, got none. Correct its column split.")
+
+    @property
+    def train_rows(self) -> NDArray[np.int64]:
+        """Rows to fit to: those of split train, all without such a column."""
+        splits = self.rated.splits
+        return np.array([i for i in range(len(self.rated)) if splits is None or splits[i] == "train"], dtype=np.int64)
+
+    def train_dataloader(self) -> DataLoader[list[WholeBatch]]:
+        """Every image once over all ranks, as many steps on each."""
+        images = WholeImages(self.rated.addresses, self.channels, self.window, self.slice_axis, self.max_megapixels)
+        own = np.arange(rank(), len(images), world_size(), dtype=np.int64)
+        longest = -(-len(images) // world_size())
+        steps = [own[start : start + self.batch_size] for start in range(0, longest, self.batch_size)]
+        return DataLoader(
+            _Steps(images, steps),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the pass is done."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a stored state."""
+        self.epoch = state_dict["epoch"]
+
+    def describe(self) -> dict[str, Any]:
+        """What a bundle says about the rated images: no names, no paths."""
+        return {
+            "digest": self.rated.digest,
+            "images": len(self.rated),
+            "groups": int(len(np.unique(self.rated.groups))),
+            "train": len(self.train_rows),
+        }
+
+
+def _as_is(found: Any) -> Any:
+    return found

@@ -1,0 +1,122 @@
+"""The no-reference metric: frozen backbones, a linear head fitted to ratings, and the domain that it was fitted in."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from csrtrain.models.features import FrozenFeatures
+
+NEIGHBORS = 5  # whose mean distance tells how far an image is from the training images; our choice
+MOST_ANCHORS = 1000
+
+
+class RatingScale(NamedTuple):
+    """What the ratings mean.
+
+    low, high: the range of the ratings; the score is 0 at its worst end and 100 at its best.
+    higher_is_better: true of mos, false of dmos.
+    name: of the ratings: mos, dmos or proxy.
+    """
+
+    low: float
+    high: float
+    higher_is_better: bool = True
+    name: str = "mos"
+
+    @property
+    def slope(self) -> float:
+        """Score per unit of rating."""
+        return (100.0 if self.higher_is_better else -100.0) / (self.high - self.low)
+
+    @property
+    def offset(self) -> float:
+        """Score of a rating of 0."""
+        return -self.slope * (self.low if self.higher_is_better else self.high)
+
+
+class Assessment(NamedTuple):
+    """What a metric says of B images.
+
+    score: (B,) float32, higher is better, 0 to 100 over the range of the ratings; it may lie beyond.
+    rating: (B,) float32, the same in the units and the direction of the ratings.
+    out_of_range: (B,) bool, the score is beyond 0 to 100.
+    distance: (B,) float32, to the nearest training images; 1 is the limit that 98 % of held-out ones keep.
+    out_of_domain: (B,) bool, the distance is beyond the limit: the score means little.
+    """
+
+    score: Tensor
+    rating: Tensor
+    out_of_range: Tensor
+    distance: Tensor
+    out_of_domain: Tensor
+
+
+class NoReferenceMetric(nn.Module):
+    """Images -> quality scores, 0 to 100, higher is better.
+
+    Args:
+        features: frozen backbones and their contracts.
+        scale: of the ratings that the head is fitted to.
+        anchors: how many training representations it keeps to recognise images of another kind.
+    """
+
+    anchors: Tensor
+    limit: Tensor
+    header: Any = None
+    """What the bundle says that `csrtrain.load` read it from (`csrtrain.bundle.MetricHeader`)."""
+
+    def __init__(self, features: FrozenFeatures, scale: RatingScale, anchors: int = 0) -> None:
+        super().__init__()
+        if not scale.high > scale.low:
+            raise ValueError(f"Expected a range of ratings, got {scale.low} to {scale.high}. Name data.rating_range.")
+        self.features = features
+        self.scale = scale
+        self.head = nn.Linear(sum(features.sizes), 1)
+        self.register_buffer("anchors", torch.zeros(anchors, sum(features.sizes)))
+        self.register_buffer("limit", torch.ones(()))
+
+    def score(self, images: Tensor) -> Tensor:
+        """(B,C,H,W) uint8, or float in [0,1], any size -> (B,) float32; differentiable.
+
+        Raises:
+            ValueError: other shapes, channels or types.
+        """
+        return self._score(self.features(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `score`."""
+        return self.score(images)
+
+    @torch.no_grad()
+    def assess(self, images: Tensor) -> Assessment:
+        """Score, and whether it can be trusted; images as for `score`."""
+        h = self.features(images)
+        score = self._score(h)
+        distance = nearest(h, self.anchors) / self.limit if len(self.anchors) else torch.zeros_like(score)
+        return Assessment(score, self._rating(h), (score < 0) | (score > 100), distance, distance > 1)
+
+    @torch.no_grad()
+    def heatmap(self, images: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,h,w) float32, what each place of 32 x 32 pixels adds to the score; they sum to it.
+
+        Raises:
+            ValueError: the backbone's representation is not the mean of a feature map.
+        """
+        contributions = self.features.decompose(images, self.scale.slope * self.head.weight[0])
+        constant = self.scale.slope * self.head.bias + self.scale.offset
+        return contributions + constant / contributions[0].numel()
+
+    def _rating(self, h: Tensor) -> Tensor:
+        with torch.autocast(h.device.type, enabled=False):
+            rating: Tensor = self.head(h.float())[:, 0]
+        return rating
+
+    def _score(self, h: Tensor) -> Tensor:
+        return self._rating(h) * self.scale.slope + self.scale.offset
+
+
+def nearest(h: Tensor, anchors: Tensor, count: int = NEIGHBORS) -> Tensor:
+    """(B,F) and (M,F) -> (B,) mean Euclidean distance to the nearest `count` anchors."""
+    distances = torch.cdist(h.float(), anchors, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.topk(min(count, len(anchors)), dim=1, largest=False).values.mean(1)

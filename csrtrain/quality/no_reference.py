@@ -1,0 +1,265 @@
+"""A no-reference metric: one pass of frozen features over rated images, then ridge regression in closed form."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csrtrain import bundle
+from csrtrain.data.manifest import SPLITS
+from csrtrain.data.whole import WholeBatch
+from csrtrain.distributed import world_size
+from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
+from csrtrain.metrics.representation import group_folds
+from csrtrain.models import ridge
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.no_reference import MOST_ANCHORS, NoReferenceMetric, RatingScale, nearest
+
+_HELD_OUT = 98.0  # % of held-out training images that are within the limit of the domain
+_FEWEST = 20  # ratings of the learning curve's first point, which doubles
+_DRAWS = 10  # of each size
+
+Array = NDArray[np.float64]
+
+
+class NoReference(LightningModule):
+    """A linear regressor from frozen features to opinion scores, as CONTRIQUE, Re-IQA and ARNIQA fit it.
+
+    The pass makes the features of every image once, shared among the ranks. After it ridge regression is fitted to the
+    rows of split train in float64; its strength alpha is chosen by the exact error of held-out folds of whole groups
+    inside train. Rows of split val and test are only predicted.
+
+    Args:
+        backbone: bundle path or timm name, or several, whose features stand side by side (content and quality, as in
+            Re-IQA, arXiv 2304.00451).
+        channels: of the images, for timm names; bundles know theirs.
+        scales: of the image; by default those of each bundle.
+        l2: divide each representation by its length; by default as each bundle says.
+        crops: side in pixels of five squares instead of the whole image (224 in ARNIQA, arXiv 2310.14918).
+        alphas: strengths of ridge regression to choose from.
+        folds: of whole groups, inside train.
+        learning_curve: also fit to 20, 40, 80, ... of the training ratings, ten times each, and write SRCC on the test
+            rows (val without them, a fifth of the groups without both) to `learning_curve.csv`.
+    """
+
+    def __init__(
+        self,
+        backbone: str | list[str],
+        channels: int = 3,
+        scales: list[float] | None = None,
+        l2: bool | None = None,
+        crops: int | None = None,
+        alphas: list[float] | None = None,
+        folds: int = 5,
+        learning_curve: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the head is solved for; DDP wants a parameter that could be trained
+        if folds < 2:
+            raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
+        names = [backbone] if isinstance(backbone, str) else backbone
+        backbones = [bundle.load_backbone(n) if n.endswith(".safetensors") else Backbone(n, channels) for n in names]
+        contracts = []
+        for one in backbones:
+            declared: dict[str, Any] = one.header.features if one.header else {"scales": [1.0, 0.5], "l2": True}
+            contracts.append(
+                Contract(
+                    tuple(float(scale) for scale in (scales or declared["scales"])),
+                    bool(declared["l2"] if l2 is None else l2),
+                    crops,
+                )
+            )
+        self.windows = {str(one.header.input["window"]): one.header.input["window"] for one in backbones if one.header}
+        if len(self.windows) > 1:
+            raise ValueError(f"Expected bundles of one intensity window, got {', '.join(self.windows)}. Use others.")
+        self.metric = NoReferenceMetric(FrozenFeatures(backbones, contracts), RatingScale(0, 1))
+        self.alphas = tuple(alphas or ridge.ALPHAS)
+        self.folds = folds
+        self.learning_curve = learning_curve
+        self.summary: list[str] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self._features: list[NDArray[np.float32]] = []
+
+    def setup(self, stage: str) -> None:
+        """Tell the data how the backbones' images were read, and learn what the ratings mean."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.channels = self.metric.features.channels
+        for window in self.windows.values():
+            data.window = tuple(window) if isinstance(window, list) else window
+        rated, rows = data.rated, data.train_rows
+        low, high = data.rating_range or (rated.ratings[rows].min(), rated.ratings[rows].max())
+        if not low < high:
+            raise ValueError(f"Expected different ratings in {data.path}, got {low:g} for all. Rate the images.")
+        groups = len(np.unique(rated.groups[rows]))
+        if groups < self.folds:
+            raise ValueError(
+                f"Expected at least model.folds = {self.folds} groups of training images in {data.path}, got {groups}. "
+                "Rate more images, or lower model.folds."
+            )
+        self.metric.scale = RatingScale(float(low), float(high), rated.higher_is_better, rated.rating_name)
+
+    def training_step(self, batch: list[WholeBatch], batch_idx: int) -> dict[str, Any]:
+        with torch.no_grad():
+            for part in batch:
+                assert part.images is not None
+                self._rows.append(np.array(part.rows, dtype=np.int64))
+                self._features.append(self.metric.features(part.images).float().cpu().numpy())
+        if self.trainer.is_last_batch:
+            self._fit()
+            optimizer: Any = self.optimizers()
+            optimizer.step()  # changes nothing, and counts as the one step after which the run is saved
+        return {"loss": torch.zeros((), device=self.device)}
+
+    def _fit(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rated = data.rated
+        rows, h = self._gathered()
+        for row in rows[~np.isfinite(h).all(1)][:1]:
+            raise ValueError(f"Expected finite features, got others for {rated.addresses[row]}. Leave it out.")
+        ratings, groups = rated.ratings[rows], rated.groups[rows]
+        splits = np.array(rated.splits)[rows] if rated.splits else np.full(len(rows), "train")
+        train = splits == "train"
+        folds = group_folds(groups[train], self.folds, data.seed)
+        fitted = ridge.fit(h[train], ratings[train], folds, self.alphas)
+        best = fitted.best(ratings[train])
+        with torch.no_grad():
+            self.metric.head.weight.copy_(torch.from_numpy(fitted.weights[best])[None])
+            self.metric.head.bias.copy_(torch.tensor([fitted.biases[best]]))
+        self._learn_domain(torch.from_numpy(h[train]), torch.from_numpy(folds), data.seed)
+        predicted = h.astype(np.float64) @ fitted.weights[best] + fitted.biases[best]
+        predicted[train] = fitted.held_out[best]
+        self._report(data, predicted, ratings, groups, splits, float(self.alphas[best]))
+        self._write_scores(rated.addresses, rows, splits, ratings, predicted)
+        if self.learning_curve:
+            self._write_curve(h.astype(np.float64), ratings, groups, splits, data.seed)
+        data.epoch = 1
+
+    def _gathered(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows in their order, and their features (N,F), of all ranks."""
+        own = (np.concatenate([np.empty(0, np.int64), *self._rows]), self._features)
+        found: list[Any] = [own] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(found, own)
+        rows = np.concatenate([rows for rows, _ in found])
+        h = np.concatenate([part for _, parts in found for part in parts])
+        order = np.argsort(rows)
+        assert len(np.unique(rows)) == len(rows)  # no image twice
+        return rows[order], h[order]
+
+    def _learn_domain(self, h: Tensor, folds: Tensor, seed: int) -> None:
+        """Anchors, and the distance that all but 2 % of the training images keep from anchors of other folds."""
+        chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(h))[:MOST_ANCHORS]).sort().values
+        anchors, of_fold = h[chosen], folds[chosen]
+        distances = torch.cat([nearest(h[folds == k], anchors[of_fold != k]) for k in range(self.folds)])
+        self.metric.anchors = anchors.to(self.device)
+        self.metric.limit = distances.quantile(_HELD_OUT / 100).to(self.device)
+
+    def _report(
+        self, data: Any, predicted: Array, ratings: Array, groups: NDArray[np.int64], splits: Any, alpha: float
+    ) -> None:
+        """Log how well the scores agree, and say it in words."""
+        scale = self.metric.scale
+        count = int((splits == "train").sum())
+        self.summary = [
+            f"Fitted {self.metric.head.in_features} weights to {count} ratings ({scale.name}, {scale.low:g} to "
+            f"{scale.high:g}) of {len(np.unique(groups[splits == 'train']))} groups; alpha {alpha:.3g}."
+        ]
+        self.log("alpha", alpha, on_step=False, on_epoch=True, batch_size=1)
+        for split in SPLITS:
+            of = splits == split
+            if of.sum() < 2:
+                continue
+            values = agreement(predicted[of], ratings[of])
+            low, high = srcc_interval(predicted[of], ratings[of], groups[of])
+            name = "held_out" if split == "train" else split
+            values_of = {f"{name}/{key}": value for key, value in values.items()}
+            values_of |= {f"{name}/srcc_low": low, f"{name}/srcc_high": high}
+            self.log_dict(values_of, on_step=False, on_epoch=True, batch_size=1)
+            where = f"{self.folds} folds of train, by group" if split == "train" else f"{of.sum()} images of {split}"
+            self.summary.append(
+                f"{where}: SRCC {values['srcc']:.3f} [{low:.3f}, {high:.3f}], KRCC {values['krcc']:.3f}, PLCC "
+                f"{values['plcc']:.3f}, RMSE {values['rmse']:.3g}."
+            )
+            shared = np.intersect1d(groups[of], groups[splits == "train"]) if split != "train" else np.empty(0)
+            if len(shared):
+                self.summary.append(f"{len(shared)} groups of {split} are in train too: see csrtrain check-data.")
+
+    @rank_zero_only
+    def _write_scores(
+        self, addresses: list[str], rows: NDArray[np.int64], splits: Any, ratings: Array, predicted: Array
+    ) -> None:
+        """`scores.csv` of the run: what each rated image gets, those of train by the fit without their fold."""
+        lines = [
+            (addresses[row], split, f"{rating:.10g}", f"{value:.10g}")
+            for row, split, rating, value in zip(rows, splits, ratings, predicted, strict=True)
+        ]
+        self._write("scores.csv", ["path", "split", self.metric.scale.name, "predicted"], lines)
+
+    @rank_zero_only
+    def _write_curve(self, h: Array, ratings: Array, groups: NDArray[np.int64], splits: Any, seed: int) -> None:
+        """`learning_curve.csv` of the run: SRCC against the number of ratings."""
+        train = np.flatnonzero(splits == "train")
+        judged = next((found for s in ("test", "val") if len(found := np.flatnonzero(splits == s)) > 1), None)
+        if judged is None:
+            out = group_folds(groups[train], 5, seed) == 0
+            train, judged = train[~out], train[out]
+        rng = np.random.default_rng(seed)
+        sizes = [_FEWEST * 2**k for k in range(32) if _FEWEST * 2**k < len(train)] + [len(train)]
+        lines = []
+        for size in sizes:
+            values = []
+            for _ in range(_DRAWS if size < len(train) else 1):
+                # Whole groups in random order, as a user would rate them.
+                order = rng.permutation(len(np.unique(groups[train])))[np.unique(groups[train], return_inverse=True)[1]]
+                chosen = train[np.argsort(order, kind="stable")[:size]]
+                if len(np.unique(groups[chosen])) < self.folds or np.ptp(ratings[chosen]) == 0:
+                    continue
+                fitted = ridge.fit(h[chosen], ratings[chosen], group_folds(groups[chosen], self.folds), self.alphas)
+                best = fitted.best(ratings[chosen])
+                values.append(srcc(h[judged] @ fitted.weights[best] + fitted.biases[best], ratings[judged]))
+            if values:
+                mean_and_ends = (float(np.mean(values)), min(values), max(values))
+                lines.append((str(size), *(f"{v:.4f}" for v in mean_and_ends), len(values)))
+        self._write("learning_curve.csv", ["ratings", "srcc", "srcc_min", "srcc_max", "draws"], lines)
+        self.summary.append(
+            f"SRCC by number of ratings, on {len(judged)} other images: "
+            + ", ".join(f"{line[0]}: {line[1]}" for line in lines)
+            + "."
+        )
+
+    def _write(self, name: str, header: list[str], lines: list[Any]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *lines])
+        bundle.write_atomically(Path(self.trainer.default_root_dir, name), text.getvalue().encode())
+
+    @rank_zero_only
+    def on_train_end(self) -> None:
+        run_dir = self.trainer.default_root_dir
+        print("\n".join(self.summary))
+        print(
+            "Scores are 0 to 100, higher is better. Keep the metric, and score images:\n"
+            f"  csrtrain export {run_dir} -o metric.safetensors\n"
+            "  csrtrain score metric.safetensors images/ -o scores.csv"
+        )
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.metric.head.parameters(), lr=0.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint["csrtrain"] = bundle.described_metric(
+            self.metric,
+            window=data.window if isinstance(data.window, str) else list(data.window),
+            training={"method": "NoReference", "data": data.describe(), "seed": data.seed},
+            results={name: value for name, value in measured.items() if value == value},
+        )
