@@ -198,7 +198,7 @@ def _device(name: str) -> torch.device:
 
 
 def _window(header: Any) -> Window:
-    window = header.input["window"] if header else "header"
+    window: Any = header.input["window"] if header else "header"
     return tuple(window) if isinstance(window, list) else window
 
 
