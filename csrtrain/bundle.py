@@ -16,8 +16,9 @@ from torch import Tensor
 
 from csrtrain.models import weights
 from csrtrain.models.backbone import PREFIX, Backbone, checked_arguments
+from csrtrain.models.domain import NEIGHBORS
 from csrtrain.models.features import Contract, FrozenFeatures
-from csrtrain.models.no_reference import NEIGHBORS, NoReferenceMetric, RatingScale
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 _PACKAGES = ("csrtrain", "torch", "torchvision", "lightning", "timm", "lightly", "kornia")
 _METRIC = "metric."  # prefix of its tensors in a checkpoint
@@ -59,7 +60,7 @@ class MetricHeader:
         input: channels, range of the values, and the intensity window of the images.
         features: of each backbone scales, l2, crops, and the filter that makes the smaller scales.
         score: range and direction of the score; name, range and direction of the ratings that it was fitted to.
-        domain: anchors (how many training representations are kept), neighbors (whose mean distance is measured).
+        domain: anchors (how many training images are kept), neighbors (whose mean distance is measured).
         training: method, data (digest and description, no names), seed.
         versions: packages by name.
         results: measured values by name, finite numbers.
@@ -151,7 +152,7 @@ def described_metric(
             "ratings_range": [scale.low, scale.high],
             "ratings_direction": "higher is better" if scale.higher_is_better else "lower is better",
         },
-        domain={"anchors": len(metric.anchors), "neighbors": NEIGHBORS},
+        domain={"anchors": len(metric.domain.looks), "neighbors": NEIGHBORS},
         training=training,
         versions=versions(),
         results=results,
@@ -247,7 +248,7 @@ def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str 
         low, high = map(float, header.score["ratings_range"])
         better = header.score["ratings_direction"] == "higher is better"
         scale = RatingScale(low, high, better, str(header.score["ratings"]))
-        anchors = tensors.get("anchors")
+        anchors = tensors.get("domain.looks")
         metric = NoReferenceMetric(
             FrozenFeatures(backbones, contracts), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)
         )

@@ -113,7 +113,7 @@ def save_metric(path, channels=3, window="header"):
     torch.manual_seed(0)
     backbone = Backbone("test_resnet", channels=channels)
     metric = NoReferenceMetric(FrozenFeatures([backbone], [Contract()]), RatingScale(1, 5), anchors=2).eval()
-    metric.limit.fill_(100)
+    metric.domain.limits.fill_(100)
     bundle.save(path, metric, bundle.MetricHeader(**bundle.described_metric(metric, window, {}, {})))
     return metric
 

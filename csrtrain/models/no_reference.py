@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from csrtrain.models.domain import Domain, appearance
 from csrtrain.models.features import FrozenFeatures
-
-NEIGHBORS = 5  # whose mean distance tells how far an image is from the training images; our choice
-MOST_ANCHORS = 1000
 
 
 class RatingScale(NamedTuple):
@@ -58,11 +56,9 @@ class NoReferenceMetric(nn.Module):
     Args:
         features: frozen backbones and their contracts.
         scale: of the ratings that the head is fitted to.
-        anchors: how many training representations it keeps to recognise images of another kind.
+        anchors: how many training images it keeps to recognise images of another kind.
     """
 
-    anchors: Tensor
-    limit: Tensor
     header: Any = None
     """What the bundle says that `csrtrain.load` read it from (`csrtrain.bundle.MetricHeader`)."""
 
@@ -73,8 +69,7 @@ class NoReferenceMetric(nn.Module):
         self.features = features
         self.scale = scale
         self.head = nn.Linear(sum(features.sizes), 1)
-        self.register_buffer("anchors", torch.zeros(anchors, sum(features.sizes)))
-        self.register_buffer("limit", torch.ones(()))
+        self.domain = Domain(anchors, sum(features.sizes), features.channels)
 
     def score(self, images: Tensor) -> Tensor:
         """(B,C,H,W) uint8, or float in [0,1], any size -> (B,) float32; differentiable.
@@ -93,7 +88,8 @@ class NoReferenceMetric(nn.Module):
         """Score, and whether it can be trusted; images as for `score`."""
         h = self.features(images)
         score = self._score(h)
-        distance = nearest(h, self.anchors) / self.limit if len(self.anchors) else torch.zeros_like(score)
+        with torch.autocast(h.device.type, enabled=False):
+            distance = self.domain(h, appearance(images))
         return Assessment(score, self._rating(h), (score < 0) | (score > 100), distance, distance > 1)
 
     @torch.no_grad()
@@ -114,9 +110,3 @@ class NoReferenceMetric(nn.Module):
 
     def _score(self, h: Tensor) -> Tensor:
         return self._rating(h) * self.scale.slope + self.scale.offset
-
-
-def nearest(h: Tensor, anchors: Tensor, count: int = NEIGHBORS) -> Tensor:
-    """(B,F) and (M,F) -> (B,) mean Euclidean distance to the nearest `count` anchors."""
-    distances = torch.cdist(h.float(), anchors, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.topk(min(count, len(anchors)), dim=1, largest=False).values.mean(1)

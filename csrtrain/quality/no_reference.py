@@ -11,7 +11,6 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from torch import Tensor
 
 from csrtrain import bundle
 from csrtrain.data.manifest import SPLITS
@@ -21,10 +20,10 @@ from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
 from csrtrain.models.backbone import Backbone
+from csrtrain.models.domain import appearance
 from csrtrain.models.features import Contract, FrozenFeatures
-from csrtrain.models.no_reference import MOST_ANCHORS, NoReferenceMetric, RatingScale, nearest
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
-_HELD_OUT = 98.0  # % of held-out training images that are within the limit of the domain
 _FEWEST = 20  # ratings of the learning curve's first point, which doubles
 _DRAWS = 10  # of each size
 
@@ -87,7 +86,7 @@ class NoReference(LightningModule):
         self.learning_curve = learning_curve
         self.summary: list[str] = []
         self._rows: list[NDArray[np.int64]] = []
-        self._features: list[NDArray[np.float32]] = []
+        self._features: list[NDArray[np.float32]] = []  # and behind them the appearance
 
     def setup(self, stage: str) -> None:
         """Tell the data how the backbones' images were read, and learn what the ratings mean."""
@@ -112,7 +111,10 @@ class NoReference(LightningModule):
             for part in batch:
                 assert part.images is not None
                 self._rows.append(np.array(part.rows, dtype=np.int64))
-                self._features.append(self.metric.features(part.images).float().cpu().numpy())
+                with torch.autocast(self.device.type, enabled=False):
+                    looks = appearance(part.images)
+                h = self.metric.features(part.images).float()
+                self._features.append(torch.cat([h, looks], 1).cpu().numpy())
         if self.trainer.is_last_batch:
             self._fit()
             optimizer: Any = self.optimizers()
@@ -122,7 +124,8 @@ class NoReference(LightningModule):
     def _fit(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         rated = data.rated
-        rows, h = self._gathered()
+        rows, found = self._gathered()
+        h, looks = np.split(found, [self.metric.head.in_features], axis=1)
         for row in rows[~np.isfinite(h).all(1)][:1]:
             raise ValueError(f"Expected finite features, got others for {rated.addresses[row]}. Leave it out.")
         ratings, groups = rated.ratings[rows], rated.groups[rows]
@@ -134,7 +137,7 @@ class NoReference(LightningModule):
         with torch.no_grad():
             self.metric.head.weight.copy_(torch.from_numpy(fitted.weights[best])[None])
             self.metric.head.bias.copy_(torch.tensor([fitted.biases[best]]))
-        self._learn_domain(torch.from_numpy(h[train]), torch.from_numpy(folds), data.seed)
+        self.metric.domain.fit(torch.from_numpy(h[train]), torch.from_numpy(looks[train]), folds, data.seed)
         predicted = h.astype(np.float64) @ fitted.weights[best] + fitted.biases[best]
         predicted[train] = fitted.held_out[best]
         self._report(data, predicted, ratings, groups, splits, float(self.alphas[best]))
@@ -144,7 +147,7 @@ class NoReference(LightningModule):
         data.epoch = 1
 
     def _gathered(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows in their order, and their features (N,F), of all ranks."""
+        """Rows in their order, and their features and appearance (N,F+P), of all ranks."""
         own = (np.concatenate([np.empty(0, np.int64), *self._rows]), self._features)
         found: list[Any] = [own] * world_size()
         if world_size() > 1:
@@ -154,14 +157,6 @@ class NoReference(LightningModule):
         order = np.argsort(rows)
         assert len(np.unique(rows)) == len(rows)  # no image twice
         return rows[order], h[order]
-
-    def _learn_domain(self, h: Tensor, folds: Tensor, seed: int) -> None:
-        """Anchors, and the distance that all but 2 % of the training images keep from anchors of other folds."""
-        chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(h))[:MOST_ANCHORS]).sort().values
-        anchors, of_fold = h[chosen], folds[chosen]
-        distances = torch.cat([nearest(h[folds == k], anchors[of_fold != k]) for k in range(self.folds)])
-        self.metric.anchors = anchors.to(self.device)
-        self.metric.limit = distances.quantile(_HELD_OUT / 100).to(self.device)
 
     def _report(
         self, data: Any, predicted: Array, ratings: Array, groups: NDArray[np.int64], splits: Any, alpha: float

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from csrtrain.models.backbone import Backbone
+from csrtrain.models.domain import appearance
 from csrtrain.models.features import Contract, FrozenFeatures
-from csrtrain.models.no_reference import NoReferenceMetric, RatingScale, nearest
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 
 @pytest.fixture
@@ -57,20 +58,14 @@ def test_gradients_reach_the_images_and_no_weight_of_the_backbone(images):
     assert all(p.grad is None for p in made.features.parameters())
 
 
-def test_distance_to_the_nearest():
-    h, anchors = torch.tensor([[0.0, 0], [3, 4]]), torch.tensor([[0.0, 0], [0, 1], [0, 2], [10, 10]])
-    torch.testing.assert_close(nearest(h, anchors, 2)[0], torch.tensor(0.5))
-    torch.testing.assert_close(nearest(h, anchors, 9)[0], torch.tensor((0 + 1 + 2 + 200**0.5) / 4))
-
-
 def test_out_of_domain_beyond_the_limit(images):
     made = metric(RatingScale(1, 5), anchors=3)
-    h = made.features(images)
-    made.anchors, made.limit = h.clone(), nearest(h, h).max()
+    assert metric(RatingScale(1, 5)).assess(images).distance.tolist() == [0, 0, 0]  # nothing to compare with
+    more = torch.rand((40, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+    made.domain.fit(made.features(more), appearance(more), torch.arange(40).numpy() % 5)
     assert not made.assess(images).out_of_domain.any()
-    made.limit = nearest(h, h).min() / 2
-    found = made.assess(images)
-    assert found.out_of_domain.all() and (found.distance > 1).all()
+    found = made.assess(images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+    assert found.out_of_domain.all() and (found.distance > 1).all()  # no colour
 
 
 def test_no_range():
