@@ -71,9 +71,10 @@ def _export(args: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory or checkpoint file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write (.safetensors)")
+    parser.add_argument("--onnx", type=Path, help="write a metric as ONNX too (.onnx)")
     options = parser.parse_args(args)
 
-    from csrtrain import bundle
+    from csrtrain import bundle, onnx
     from csrtrain.runs import checkpoints
 
     checkpoint = checkpoints.newest(options.run) if options.run.is_dir() else options.run
@@ -81,6 +82,9 @@ def _export(args: list[str]) -> int:
         raise ValueError(f"Expected a run with a checkpoint, got {options.run} without one. Train it first.")
     bundle.export_checkpoint(checkpoint, options.output)
     print(f"Wrote {options.output} from {checkpoint}.")
+    if options.onnx is not None:
+        difference = onnx.export_onnx(bundle.load_metric(options.output), options.onnx)
+        print(f"Wrote {options.onnx}: scores differ by at most {difference:.1g} of 100 in onnxruntime.")
     return 0
 
 

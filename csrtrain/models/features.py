@@ -83,7 +83,7 @@ class FrozenFeatures(nn.Module):
     @property
     def sizes(self) -> list[int]:
         """Width of each part of the features, in their order."""
-        return [backbone.representation_dim for backbone, _, _ in self._parts()]
+        return [backbone.representation_dim for backbone, _, _ in self.parts()]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,C,H,W) uint8, or float in [0,1] -> (B,F) float32.
@@ -93,7 +93,7 @@ class FrozenFeatures(nn.Module):
         """
         self._check(images)
         found = []
-        for backbone, contract, scale in self._parts():
+        for backbone, contract, scale in self.parts():
             h = images.new_zeros((len(images), backbone.representation_dim), dtype=torch.float32)
             for piece in _pieces(images, contract, scale):
                 part = backbone.representation(_cut(images, piece, contract, scale)).float()
@@ -122,7 +122,7 @@ class FrozenFeatures(nn.Module):
         rows, columns = -(-height // _CELL), -(-width // _CELL)
         total = torch.zeros((len(images), rows, columns), device=images.device)
         weights = torch.split(weight.float(), self.sizes)
-        for (backbone, contract, scale), w in zip(self._parts(), weights, strict=True):
+        for (backbone, contract, scale), w in zip(self.parts(), weights, strict=True):
             part, h = torch.zeros_like(total), total.new_zeros((len(images), len(w)))
             for piece in _pieces(images, contract, scale):
                 f = backbone.pooled_map(_cut(images, piece, contract, scale)).float()  # (B,D,r,c)
@@ -147,7 +147,7 @@ class FrozenFeatures(nn.Module):
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"Expected uint8, or floats in [0,1], got {images.dtype}. Convert the images.")
 
-    def _parts(self) -> Iterator[tuple[Backbone, Contract, float]]:
+    def parts(self) -> Iterator[tuple[Backbone, Contract, float]]:
         """Backbone, contract and scale of each part of the features."""
         for backbone, contract in zip(self.backbones, self.contracts, strict=True):
             assert isinstance(backbone, Backbone)

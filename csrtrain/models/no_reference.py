@@ -77,7 +77,7 @@ class NoReferenceMetric(nn.Module):
         Raises:
             ValueError: other shapes, channels or types.
         """
-        return self._score(self.features(images))
+        return self.score_of(self.features(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """As `score`."""
@@ -87,7 +87,7 @@ class NoReferenceMetric(nn.Module):
     def assess(self, images: Tensor) -> Assessment:
         """Score, and whether it can be trusted; images as for `score`."""
         h = self.features(images)
-        score = self._score(h)
+        score = self.score_of(h)
         with torch.autocast(h.device.type, enabled=False):
             distance = self.domain(h, appearance(images))
         return Assessment(score, self._rating(h), (score < 0) | (score > 100), distance, distance > 1)
@@ -108,5 +108,6 @@ class NoReferenceMetric(nn.Module):
             rating: Tensor = self.head(h.float())[:, 0]
         return rating
 
-    def _score(self, h: Tensor) -> Tensor:
+    def score_of(self, h: Tensor) -> Tensor:
+        """Features (B,F) -> (B,) scores."""
         return self._rating(h) * self.scale.slope + self.scale.offset
