@@ -168,6 +168,10 @@ class NoReference(LightningModule):
             f"Fitted {self.metric.head.in_features} weights to {count} ratings ({scale.name}, {scale.low:g} to "
             f"{scale.high:g}) of {len(np.unique(groups[splits == 'train']))} groups; alpha {alpha:.3g}."
         ]
+        if scale.name == "proxy":
+            self.summary.append(
+                "The ratings are proxies, computed from pristine images: no opinion of people is in it."
+            )
         self.log("alpha", alpha, on_step=False, on_epoch=True, batch_size=1)
         for split in SPLITS:
             of = splits == split
