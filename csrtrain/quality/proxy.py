@@ -29,8 +29,10 @@ _LEAST = 176  # px: five scales of MS-SSIM with windows of 11
 
 
 class ProxyData(LightningDataModule):
-    """Squares of pristine images, each pristine and distorted by types of the bank at random levels, with MS-SSIM to the
-    pristine one as rating (Wang et al., "Multiscale structural similarity for image quality assessment", 2003).
+    """Squares of pristine images, each as it is and distorted by types of the bank at random levels.
+
+    The rating is MS-SSIM to the pristine one (Wang et al., "Multiscale structural similarity for image quality
+    assessment", 2003), 0 to 1.
 
     A fifth of the pristine images, with all that was made of them, is split test. The images stay in memory.
 
@@ -104,7 +106,9 @@ class ProxyData(LightningDataModule):
             made = torch.cat([pristine[None], bank(pristine.expand(types, -1, -1, -1).contiguous(), drawn)])
             made = (made * 255).round().to(torch.uint8)
             shown = made.float() / 255
-            index = [ms_ssim(x, shown[:1].expand_as(x), data_range=1.0, reduction="none") for x in shown.split(_CHUNK)]
+            index = [
+                ms_ssim(x, shown[:1].expand_as(x), data_range=1.0, reduction="none") for x in torch.split(shown, _CHUNK)
+            ]
             images.append(made)
             ratings.append(torch.cat([v.reshape(-1) for v in index]).double().clamp(0, 1).numpy())
             labels = ["pristine", *(f"{bank.rows[t].name}-{int(v)}" for t, v in zip(chosen, levels[:, 0], strict=True))]
