@@ -285,6 +285,22 @@ def test_wrong_use(arguments, code, word, capsys, tmp_path, monkeypatch):
     assert word in captured.out + captured.err
 
 
+@pytest.mark.parametrize(
+    "argument, line",
+    [
+        ("--data.batch_size=0", "Expected data.batch_size >= 1, got 0. Correct the config."),
+        ("--model.projection_dim=0", "Expected model.projection_dim >= 1, got 0. Correct the config."),
+        (
+            "--data.root=samples:moon",
+            "Expected samples:medical or samples:natural, got samples:moon. Correct the path.",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(fit, capsys, argument, line):
+    assert fit(argument) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_stops_the_run_with_its_name_and_the_reason(fit, images, capsys, workers):
     (images / "07.png").write_bytes((images / "07.png").read_bytes()[:300])

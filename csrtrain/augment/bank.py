@@ -81,10 +81,11 @@ class DistortionBank(nn.Module):
             per_class: so many positions in a row get the same types and levels, each its own noise.
         """
         kinds = len(self.rows)
-        if not 1 <= count <= min(kinds, _MOST) or (count > 1 and self.left_out):
+        most = 1 if self.left_out else min(kinds, _MOST)  # a loader's worker is done before the device begins
+        if not 1 <= count <= most:
             raise ValueError(
-                f"Expected 1 to {min(kinds, _MOST)} distortions in a row, and 1 with jpeg2000, got {count}. Correct "
-                "model.max_distortions."
+                f"Expected {'1' if most == 1 else f'1 to {most}'} for model.max_distortions with "
+                f"{'jpeg2000' if self.left_out else f'{kinds} type(s)'}, got {count}. Correct the config."
             )
         u = draws.uniform(seed, epoch, positions // per_class, draws.DISTORTION_STREAM, 2 + kinds + count)
         distorted = ~authentic & (u[:, 0] >= 1 / (1 + LEVELS * kinds))

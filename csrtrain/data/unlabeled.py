@@ -131,10 +131,11 @@ class UnlabeledData(LightningDataModule):
                 raise ValueError(f"Expected data.{name} >= 1, got {value}. Correct the config.")
         if root is None and authentic is None:
             raise ValueError("Expected data.root, data.authentic or both, got neither. Name a folder of images.")
-        if root is not None and authentic is not None and not 0 < round(authentic_fraction * _PARTS) < _PARTS:
+        mixes = 0 < authentic_fraction < 1 and 0 < round(authentic_fraction * _PARTS) < _PARTS  # false for NaN
+        if root is not None and authentic is not None and not mixes:
             raise ValueError(
-                f"Expected data.authentic_fraction between 0 and 1, got {authentic_fraction}. Correct it, or name only "
-                "one of data.root and data.authentic."
+                f"Expected data.authentic_fraction from 0.001 to 0.999, got {authentic_fraction}. Correct it, or name "
+                "only one of data.root and data.authentic."
             )
         self.root = root
         self.authentic = authentic

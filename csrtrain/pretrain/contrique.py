@@ -89,7 +89,8 @@ class CONTRIQUE(LightningModule):
         )
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
-        self.head = simclr_head(width, hidden_dim or width, projection_dim)  # the same layers, with batch-norm
+        # The same layers, with batch-norm.
+        self.head = simclr_head(width, width if hidden_dim is None else hidden_dim, projection_dim)
         self.to(memory_format=torch.channels_last)
         self.temperature = temperature
         self.legacy_gradient_scale = legacy_gradient_scale

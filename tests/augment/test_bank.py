@@ -275,7 +275,7 @@ def test_the_worker_applies_what_the_device_leaves_out(real):
     assert (split(in_worker, drawn) - whole(bytes_, drawn)).abs().max() < 0.51 / 255
     deep = split.in_worker(bytes_.float() / 255, 3, 1, positions)
     assert deep.dtype == torch.float32 and (split(deep, drawn) - whole(bytes_, drawn)).abs().max() < 1e-6
-    with pytest.raises(ValueError, match="and 1 with jpeg2000, got 2"):
+    with pytest.raises(ValueError, match="Expected 1 for model.max_distortions with jpeg2000, got 2"):
         split.draw(3, 1, positions, none, count=2)
 
 
@@ -291,7 +291,7 @@ def test_wrong_input():
         bank(torch.rand(4, 1, 48, 48), grey)
     with pytest.raises(ValueError, match="at least one type"):
         DistortionBank([])
-    with pytest.raises(ValueError, match="Expected 1 to 8 distortions in a row.*got 9"):
+    with pytest.raises(ValueError, match=r"Expected 1 to 8 for model.max_distortions with 25 type\(s\), got 9"):
         bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool), count=9)
 
 

@@ -108,8 +108,12 @@ def test_either_source_may_stand_alone(images, captured):
     assert alone.sources.digest != data.sources.digest and alone.title == str(captured)
     with pytest.raises(ValueError, match="data.root, data.authentic or both, got neither"):
         UnlabeledData(None)
-    with pytest.raises(ValueError, match="between 0 and 1, got 1.0"):
-        UnlabeledData(str(images), authentic=str(captured), authentic_fraction=1.0)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.0, -0.5, 0.0004, 0.9996, float("nan"), float("inf")])
+def test_a_share_that_leaves_one_source_out_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"data.authentic_fraction from 0.001 to 0.999, got {fraction}"):
+        UnlabeledData("samples:natural", authentic="samples:natural", authentic_fraction=fraction)
 
 
 def test_a_broken_file_is_replaced_by_one_of_its_source(images, captured):
