@@ -66,6 +66,7 @@ class DistortionBank(nn.Module):
         count: int = 1,
         continuous: bool = False,
         per_class: int = 1,
+        authentic_parts: int = 0,
     ) -> DrawnDistortions:
         """Types and levels of each sample, a function of (seed, epoch, position).
 
@@ -78,7 +79,8 @@ class DistortionBank(nn.Module):
             authentic: (B,) bool, samples that get nothing.
             count: most distortions of one sample, k.
             continuous: levels are uniform in [1, 5] and values interpolated between those of the table.
-            per_class: so many positions in a row get the same types and levels, each its own noise.
+            per_class: so many pristine images in a row get the same types and levels, each its own noise.
+            authentic_parts: authentic positions among every `draws.PARTS`, which do not count as in a row.
         """
         kinds = len(self.rows)
         most = 1 if self.left_out else min(kinds, _MOST)  # a loader's worker is done before the device begins
@@ -87,7 +89,8 @@ class DistortionBank(nn.Module):
                 f"Expected {'1' if most == 1 else f'1 to {most}'} for model.max_distortions with "
                 f"{'jpeg2000' if self.left_out else f'{kinds} type(s)'}, got {count}. Correct the config."
             )
-        u = draws.uniform(seed, epoch, positions // per_class, draws.DISTORTION_STREAM, 2 + kinds + count)
+        classes = positions if per_class == 1 else draws.pristine_rank(positions, authentic_parts) // per_class
+        u = draws.uniform(seed, epoch, classes, draws.DISTORTION_STREAM, 2 + kinds + count)
         distorted = ~authentic & (u[:, 0] >= 1 / (1 + LEVELS * kinds))
         numbers = np.where(distorted, 1 + np.floor(u[:, 1] * count), 0)
         types = np.argsort(u[:, 2 : 2 + kinds], axis=1, kind="stable")[:, :count]  # (B,k) without repetition
@@ -129,10 +132,11 @@ class DistortionBank(nn.Module):
         positions: NDArray[np.int64],
         continuous: bool = False,
         per_class: int = 1,
+        authentic_parts: int = 0,
     ) -> Tensor:
         """What `forward` leaves out, on the host: images (B,C,H,W) uint8 or float32, none authentic, to the same."""
         none = np.zeros(len(images), dtype=np.bool_)
-        drawn = self.draw(seed, epoch, positions, none, continuous=continuous, per_class=per_class)
+        drawn = self.draw(seed, epoch, positions, none, 1, continuous, per_class, authentic_parts)
         out = images.clone()
         for t in sorted(self.left_out):
             rows = torch.from_numpy(np.flatnonzero(drawn.types[:, 0] == t))

@@ -30,8 +30,6 @@ from csrtrain.distributed import rank, world_size
 
 Modality = Literal["natural", "medical", "mri", "ct", "xray", "fundus", "histology", "ultrasound"]
 
-_PARTS = 1000  # the share of authentic images is a whole number of these
-
 
 def _as_is(batch: Any) -> Any:
     """In place of PyTorch's conversion, which would make tensors of the positions."""
@@ -131,7 +129,8 @@ class UnlabeledData(LightningDataModule):
                 raise ValueError(f"Expected data.{name} >= 1, got {value}. Correct the config.")
         if root is None and authentic is None:
             raise ValueError("Expected data.root, data.authentic or both, got neither. Name a folder of images.")
-        mixes = 0 < authentic_fraction < 1 and 0 < round(authentic_fraction * _PARTS) < _PARTS  # false for NaN
+        # NaN fails the first comparison; round cannot take it.
+        mixes = 0 < authentic_fraction < 1 and 0 < round(authentic_fraction * draws.PARTS) < draws.PARTS
         if root is not None and authentic is not None and not mixes:
             raise ValueError(
                 f"Expected data.authentic_fraction from 0.001 to 0.999, got {authentic_fraction}. Correct it, or name "
@@ -189,10 +188,11 @@ class UnlabeledData(LightningDataModule):
         """Index the images and check that an epoch holds at least one batch for every rank."""
         self.sources = Sources(self._index(self.root), self._index(self.authentic))
         mixed = self.root is not None and self.authentic is not None
-        self._parts = round(self.authentic_fraction * _PARTS) if mixed else 0  # authentic ones of _PARTS
+        self.authentic_parts = round(self.authentic_fraction * draws.PARTS) if mixed else 0
         main = self.sources.pristine or len(self.sources)
-        self.repeats = max(1, self.min_epoch_length // (main * _PARTS // (_PARTS - self._parts)))
-        self.epoch_length = main * self.repeats * _PARTS // (_PARTS - self._parts)
+        pristine_parts = draws.PARTS - self.authentic_parts
+        self.repeats = max(1, self.min_epoch_length // (main * draws.PARTS // pristine_parts))
+        self.epoch_length = main * self.repeats * draws.PARTS // pristine_parts
         self.batches_per_epoch = self.epoch_length // self.batch_size
         if self.batch_size % world_size():
             raise ValueError(
@@ -221,11 +221,11 @@ class UnlabeledData(LightningDataModule):
         Authentic images are spread evenly: any run of positions has their share, within one.
         """
         main = draws.epoch_order(self.seed, epoch, self.sources.pristine or len(self.sources), self.repeats)
-        if not self._parts:
+        if not self.authentic_parts:
             return main
-        marks = np.arange(self.epoch_length + 1, dtype=np.int64) * self._parts // _PARTS
-        is_authentic = marks[1:] > marks[:-1]
-        wanted, count = int(marks[-1]), len(self.sources) - self.sources.pristine
+        ranks = draws.pristine_rank(np.arange(self.epoch_length + 1, dtype=np.int64), self.authentic_parts)
+        is_authentic = ranks[1:] == ranks[:-1]
+        wanted, count = self.epoch_length - int(ranks[-1]), len(self.sources) - self.sources.pristine
         authentic = draws.epoch_order(self.seed, epoch, count, -(-wanted // count), source=1)
         order = np.empty(self.epoch_length, dtype=np.int64)
         order[is_authentic] = self.sources.pristine + authentic[:wanted]

@@ -49,9 +49,10 @@ class CONTRIQUE(LightningModule):
         projection_dim: dimension of the projection.
         temperature: of the softmax.
         max_distortions: most distortions of one image in a row; above 1 goes beyond the paper.
-        images_per_class: so many images in a row of a batch get the same distortion and level, each its own noise. With
-            fewer images in a batch than classes, 1 leaves an anchor hardly any positive but the patches of its own
-            image, which teach what the image shows; above 1 goes beyond the paper, whose batches are larger.
+        images_per_class: so many synthetic images in a row of a batch get the same distortion and level, each its own
+            noise; at most half of `data.batch_size`. With fewer images in a batch than classes, 1 leaves an anchor
+            hardly any positive but the patches of its own image, which teach what the image shows; above 1 goes beyond
+            the paper, whose batches are larger.
         continuous_level: values between the five levels too, classed by the nearest; goes beyond the paper.
         legacy_gradient_scale: divide the gradient by the number of devices, as the released code does by mistake.
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
@@ -100,16 +101,26 @@ class CONTRIQUE(LightningModule):
         self.warmup_fraction = warmup_fraction
 
     def setup(self, stage: str) -> None:
-        """Refuse images that were resized, and hand the distortions that need a CPU codec to the loader."""
+        """Refuse resized images and batches of one class; hand what needs a CPU codec to the loader."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.crop != "native":
             raise ValueError(
                 f"Expected data.crop native for CONTRIQUE, got {data.crop}: a resize changes the quality that "
                 f"is learned. Set it, and data.load_size to {2 * self.views.size}."
             )
+        per_class = self.views.per_class
+        if data.batch_size < 2 * per_class:
+            raise ValueError(
+                f"Expected data.batch_size >= {2 * per_class}, twice model.images_per_class, got {data.batch_size}: a "
+                "batch needs two classes that repel each other. Change one of them."
+            )
+        self.views.authentic_parts = data.authentic_parts
         if self.views.bank.left_out:
             data.transform = partial(
-                self.views.bank.in_worker, continuous=self.views.continuous, per_class=self.views.per_class
+                self.views.bank.in_worker,
+                continuous=self.views.continuous,
+                per_class=per_class,
+                authentic_parts=data.authentic_parts,
             )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

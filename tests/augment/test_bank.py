@@ -179,6 +179,21 @@ def test_positions_in_a_row_can_share_a_class_with_noise_of_their_own():
     assert np.array_equal(drawn.types[702:720], part.types) and torch.equal(drawn.seeds[702:720], part.seeds)
 
 
+@pytest.mark.parametrize("parts", [1, 300, 500, 777, 999])
+def test_authentic_images_in_between_do_not_count_as_in_a_row(parts):
+    bank = DistortionBank(NATURAL)
+    authentic = np.diff(np.arange(len(POSITIONS) + 1) * parts // 1000) > 0
+    drawn = bank.draw(1, 2, POSITIONS, authentic, per_class=4, authentic_parts=parts)
+    types, levels = drawn.types[~authentic, 0], drawn.levels[~authentic, 0]
+    whole = len(types) // 4 * 4
+    for values in (types[:whole].reshape(-1, 4), levels[:whole].reshape(-1, 4)):
+        assert (values == values[:, :1]).all()
+    assert len(set(types[::4])) > min(10, len(types) // 8)
+    rank = slice(1702, 1720)  # whichever part of a batch a rank has
+    part = bank.draw(1, 2, POSITIONS[rank], authentic[rank], per_class=4, authentic_parts=parts)
+    assert np.array_equal(drawn.types[rank], part.types) and np.array_equal(drawn.levels[rank], part.levels)
+
+
 def test_authentic_images_get_nothing():
     bank = DistortionBank(NATURAL)
     authentic = POSITIONS % 2 == 0
