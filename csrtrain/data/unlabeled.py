@@ -79,7 +79,8 @@ class UnlabeledData(LightningDataModule):
         crop: `resized`: the short side of the image is resized to `load_size` before; `native`: the square is cut at
             full resolution, for what learns quality (twice the size of the views for CONTRIQUE).
         batch_size: images per step over all devices together; the ranks share them evenly.
-        min_epoch_length: fewer images than this are shown several times per epoch, each time in other views.
+        min_epoch_length: fewer images than this are shown several times per epoch, each time in other views: as often
+            as it takes to reach it, authentic ones included.
         workers: loader processes per device.
         column: column of paths when `root` is a CSV file.
         window: intensity window of DICOM and NIfTI: `header` (DICOM: the file's own; NIfTI: see the documentation of
@@ -191,7 +192,7 @@ class UnlabeledData(LightningDataModule):
         self.authentic_parts = round(self.authentic_fraction * draws.PARTS) if mixed else 0
         main = self.sources.pristine or len(self.sources)
         pristine_parts = draws.PARTS - self.authentic_parts
-        self.repeats = max(1, self.min_epoch_length // (main * draws.PARTS // pristine_parts))
+        self.repeats = -(-self.min_epoch_length * pristine_parts // (main * draws.PARTS))  # rounded up
         self.epoch_length = main * self.repeats * draws.PARTS // pristine_parts
         self.batches_per_epoch = self.epoch_length // self.batch_size
         if self.batch_size % world_size():
@@ -226,7 +227,7 @@ class UnlabeledData(LightningDataModule):
         ranks = draws.pristine_rank(np.arange(self.epoch_length + 1, dtype=np.int64), self.authentic_parts)
         is_authentic = ranks[1:] == ranks[:-1]
         wanted, count = self.epoch_length - int(ranks[-1]), len(self.sources) - self.sources.pristine
-        authentic = draws.epoch_order(self.seed, epoch, count, -(-wanted // count), source=1)
+        authentic = draws.epoch_order(self.seed, epoch, count, max(1, -(-wanted // count)), source=1)
         order = np.empty(self.epoch_length, dtype=np.int64)
         order[is_authentic] = self.sources.pristine + authentic[:wanted]
         order[~is_authentic] = main[: self.epoch_length - wanted]

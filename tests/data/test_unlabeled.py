@@ -68,10 +68,23 @@ def test_other_images_than_at_the_start_are_refused(images):
 
 def test_small_sets_are_repeated(images):
     data = make(images, min_epoch_length=25)
-    assert data.epoch_length == 20
+    assert data.epoch_length == 30
+    assert np.bincount(data.order(0)).tolist() == [3] * 10
     batches = [batch.indices for batch in data.train_dataloader()]
-    assert np.bincount(np.concatenate(batches)).tolist() == [2] * 10
     assert all(len(set(batch)) == 4 for batch in (batches[0], batches[1]))  # no image is its own negative
+    stopped = make(images, min_epoch_length=25)
+    stopped.load_state_dict({**data.state_dict(), "batch": 5})
+    assert [batch.indices.tolist() for batch in stopped.train_dataloader()] == [b.tolist() for b in batches[5:]]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 20, 33, 34, 400])
+def test_an_epoch_is_as_long_as_wanted_and_no_repetition_longer(images, captured, fraction, length):
+    data = make(images, authentic=str(captured), authentic_fraction=fraction, min_epoch_length=length)
+    once = 10 * 1000 // (1000 - data.authentic_parts)
+    assert len(data.order(0)) == data.epoch_length >= length
+    assert data.epoch_length < max(length, once) + once + 1
+    assert np.bincount(data.order(0))[:10].tolist() == [data.repeats] * 10
 
 
 @pytest.fixture
