@@ -78,7 +78,8 @@ class DistortionBank(nn.Module):
             seed, epoch, positions: see `csrtrain.draws.uniform`; positions (B,).
             authentic: (B,) bool, samples that get nothing.
             count: most distortions of one sample, k.
-            continuous: levels are uniform in [1, 5] and values interpolated between those of the table.
+            continuous: levels are uniform in [0.5, 5.5] and then clipped to [1, 5], so that each of the five is the
+                nearest as often as any other, and values interpolated between those of the table.
             per_class: so many pristine images in a row get the same types and levels, each its own noise.
             authentic_parts: authentic positions among every `draws.PARTS`, which do not count as in a row.
         """
@@ -95,7 +96,8 @@ class DistortionBank(nn.Module):
         numbers = np.where(distorted, 1 + np.floor(u[:, 1] * count), 0)
         types = np.argsort(u[:, 2 : 2 + kinds], axis=1, kind="stable")[:, :count]  # (B,k) without repetition
         types = np.where(np.arange(count) < numbers[:, None], types, -1)
-        levels = 1 + u[:, 2 + kinds :] * (LEVELS - 1) if continuous else 1 + np.floor(u[:, 2 + kinds :] * LEVELS)
+        levels = LEVELS * u[:, 2 + kinds :]
+        levels = np.clip(0.5 + levels, 1, LEVELS) if continuous else 1 + np.floor(levels)
         seeds = [draws.sample_seeds(seed, epoch, positions, draws.DISTORTION_STREAM + k) for k in range(count)]
         return self.drawn(types, levels, np.stack(seeds, axis=1))
 
@@ -112,13 +114,17 @@ class DistortionBank(nn.Module):
         )
 
     def severity(self, drawn: DrawnDistortions) -> NDArray[np.float64]:
-        """(B,k) severities, 0 for none; between two levels interpolated."""
-        return np.where(drawn.types < 0, 0.0, _interpolated(self.severities, drawn.types, drawn.levels))
+        """(B,k) severities, 0 for none; between two levels interpolated, with their sign."""
+        return np.where(drawn.types < 0, 0.0, np.abs(_interpolated(self.severities, drawn.types, drawn.levels)))
 
     def class_ids(self, drawn: DrawnDistortions) -> NDArray[np.int64]:
-        """(B,) class ids, of several distortions one id for the sequence; a continuous level counts as the nearest."""
+        """(B,) class ids, of several distortions one id for the sequence.
+
+        A continuous level counts as the nearest, and as pristine where its severity is nearer to 0.
+        """
         nearest = np.rint(drawn.levels).astype(np.int64) - 1
-        ids = np.where(drawn.types < 0, PRISTINE, self.class_of[drawn.types, nearest])  # (B,k)
+        pristine = self.severity(drawn) < np.abs(self.severities[drawn.types, nearest]) / 2  # a turning point
+        ids = np.where((drawn.types < 0) | pristine, PRISTINE, self.class_of[drawn.types, nearest])  # (B,k)
         # A pristine one in between changes nothing: the sequence is what is left without it.
         ids = np.take_along_axis(ids, np.argsort(ids == PRISTINE, axis=1, kind="stable"), axis=1)
         base = 1 + self.class_of.size

@@ -6,6 +6,8 @@ The values of the medical rows are ours.
 
 A level is a number of the table, 1 to 5. A severity says how far from pristine a level is, in the unit of the row: some
 of the types are signed, so that their level does not. Severity 0 means that nothing changes: such a class is pristine.
+Of types whose values pass the one that changes nothing, the table has severities with a sign, so that they are right
+between two levels too; their size is what counts.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,7 @@ class Distortion(NamedTuple):
     values: of levels 1 to 5, in `unit`.
     unit: of the values.
     group: blur, color, compression, noise, brightness, spatial, sharpness or acquisition.
-    severities: of levels 1 to 5; 0 where nothing changes.
+    severities: of levels 1 to 5; 0 where nothing changes, and with a sign where the values lie on both sides of that.
     source: where the values are from.
     color: whether it needs three channels.
     in_worker: whether it needs a CPU codec, which runs in the loader's workers.
@@ -127,7 +129,7 @@ NATURAL = (
         (0.15, 0.08, 0, -0.08, -0.15),
         "shift",
         "brightness",
-        (0.15, 0.08, 0, 0.08, 0.15),
+        (0.15, 0.08, 0, -0.08, -0.15),
         _KADIS,
     ),
     Distortion("jitter", spatial.jitter, (0.05, 0.1, 0.2, 0.5, 1), "sigma, px", "spatial", _RISING, _KADIS),
@@ -150,7 +152,7 @@ NATURAL = (
         (0.3, 0.15, 0, -0.4, -0.6),
         "amount",
         "sharpness",
-        (0.5, 0.35, 0.2, 0.2, 0.4),  # distance from -0.2, which changes nothing
+        (0.5, 0.35, 0.2, -0.2, -0.4),  # distance from -0.2, which changes nothing
         _KADIS,
     ),
 )

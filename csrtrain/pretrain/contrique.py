@@ -53,7 +53,7 @@ class CONTRIQUE(LightningModule):
             noise; at most half of `data.batch_size`. With fewer images in a batch than classes, 1 leaves an anchor
             hardly any positive but the patches of its own image, which teach what the image shows; above 1 goes beyond
             the paper, whose batches are larger.
-        continuous_level: values between the five levels too, classed by the nearest; goes beyond the paper.
+        continuous_level: values between the five levels too, classed by the nearest; beyond the paper.
         legacy_gradient_scale: divide the gradient by the number of devices, as the released code does by mistake.
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
     """

@@ -98,7 +98,7 @@ def test_severity_raises_the_error(real, name):
     row = ROWS[name]
     x = real[3 if row.color else 1]
     errors = {}
-    for level, severity in enumerate(row.severities, start=1):
+    for level, severity in enumerate(map(abs, row.severities), start=1):
         errors.setdefault(severity, []).append(error(applied(row, x, level), x))
     ordered = [errors[severity] for severity in sorted(errors)]
     for lower, higher in zip(ordered, ordered[1:], strict=False):
@@ -212,19 +212,34 @@ def test_values_and_severities_are_those_of_the_table():
     ):
         if t >= 0:
             assert float(value) == np.float32(NATURAL[t].values[int(level) - 1])
-            assert severity == NATURAL[t].severities[int(level) - 1]
+            assert severity == abs(NATURAL[t].severities[int(level) - 1])
     assert (bank.severity(drawn)[drawn.types < 0] == 0).all()
 
 
 def test_continuous_levels_lie_between_and_are_classed_by_the_nearest():
     bank = DistortionBank(NATURAL)
     drawn = bank.draw(1, 0, POSITIONS, NONE, continuous=True)
-    assert drawn.levels.min() >= 1 and drawn.levels.max() < 5 and len(np.unique(drawn.levels)) > 3900
+    assert drawn.levels.min() == 1 and drawn.levels.max() == 5 and len(np.unique(drawn.levels)) > 3100
+    counts = np.bincount(np.rint(drawn.levels[:, 0]).astype(int))[1:]
+    assert len(counts) == 5 and np.abs(counts - 800).max() < 4 * math.sqrt(800)
     t = 0  # Gaussian blur: 0.1, 0.5, 1, 2, 5
     picked = bank.drawn(np.full((3, 1), t), np.array([[1.5], [4.25], [5.0]]), np.zeros((3, 1), dtype=np.int64))
     assert np.allclose(picked.values.flatten(), [0.3, 2.75, 5.0])
     assert np.allclose(bank.severity(picked).flatten(), [0.5, 3.25, 4.0])
     assert bank.class_ids(picked).tolist() == [2, 4, 5]
+
+
+def test_between_two_levels_a_signed_type_may_change_nothing(real):
+    """change_contrast passes -0.2, which changes nothing, at level 3.5; mean_shift is 0 at level 3."""
+    bank = DistortionBank([ROWS["change_contrast"], ROWS["mean_shift"]])
+    levels = np.array([[3.0], [3.25], [3.4], [3.5], [3.6], [3.75], [4.0], [4.5], [2.25], [2.75], [3.25], [3.75]])
+    drawn = bank.drawn(np.repeat([[0], [1]], [8, 4], axis=0), levels, np.zeros((12, 1), dtype=np.int64))
+    assert np.allclose(bank.severity(drawn)[:8, 0], [0.2, 0.1, 0.04, 0, 0.04, 0.1, 0.2, 0.3])
+    assert np.allclose(bank.severity(drawn)[8:, 0], [0.06, 0.02, 0.02, 0.06])
+    ids = bank.class_ids(drawn)
+    assert (ids[[2, 3, 4]] == PRISTINE).all() and ids[[0, 6]].tolist() == [3, 4] and ids[8:].tolist() == [7, 0, 0, 9]
+    x = real[1][:1].expand(12, -1, -1, -1)
+    assert float((bank(x, drawn) - x)[3].abs().max()) < 1e-5
 
 
 def test_class_ids_merge_what_equals_pristine():

@@ -13,7 +13,8 @@ MARK = "<!-- tables -->\n"
 def tables():
     lines = ["", "| type | values of levels 1 to 5 | unit | severities | group | source |", "|---|---|---|---|---|---|"]
     for row in ROWS.values():
-        values, severities = (", ".join(f"{v:g}" for v in numbers) for numbers in (row.values, row.severities))
+        values = ", ".join(f"{value:g}" for value in row.values)
+        severities = ", ".join(f"{abs(severity):g}" for severity in row.severities)
         name = row.name + (" (colour)" if row.color else "") + (" (loader)" if row.in_worker else "")
         lines.append(f"| {name} | {values} | {row.unit} | {severities} | {row.group} | {row.source} |")
     lines += ["", "## Banks", ""]
@@ -33,9 +34,9 @@ def test_a_row_is_complete(name):
     assert row.name == name and len(row.values) == len(row.severities) == LEVELS
     assert row.unit and row.source and row.function.__doc__
     assert row.group in ("blur", "color", "compression", "noise", "brightness", "spatial", "sharpness", "acquisition")
-    assert all(severity >= 0 for severity in row.severities)
-    rising = [b - a for a, b in zip(row.values, row.values[1:], strict=False)]
-    assert all(step > 0 for step in rising) or all(step < 0 for step in rising)  # values in between make sense
+    for numbers in (row.values, row.severities):
+        rising = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+        assert all(step > 0 for step in rising) or all(step < 0 for step in rising)  # what lies between makes sense
 
 
 def test_the_natural_bank_is_kadis():
