@@ -55,6 +55,7 @@ class DistortionBank(nn.Module):
         self.severities = np.array([row.severities for row in rows], dtype=np.float64)
         numbers = 1 + np.arange(len(rows) * LEVELS).reshape(-1, LEVELS)
         self.class_of = np.where(self.severities == 0, PRISTINE, numbers)  # (T,5)
+        self.chroma = np.array([row.chroma for row in rows])  # (T,)
         self.left_out = {t for t, row in enumerate(rows) if in_worker and row.in_worker}
 
     def draw(
@@ -117,13 +118,19 @@ class DistortionBank(nn.Module):
         """(B,k) severities, 0 for none; between two levels interpolated, with their sign."""
         return np.where(drawn.types < 0, 0.0, np.abs(_interpolated(self.severities, drawn.types, drawn.levels)))
 
-    def class_ids(self, drawn: DrawnDistortions) -> NDArray[np.int64]:
+    def class_ids(self, drawn: DrawnDistortions, grey: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """(B,) class ids, of several distortions one id for the sequence.
 
-        A continuous level counts as the nearest, and as pristine where its severity is nearer to 0.
+        A continuous level counts as the nearest, and as pristine where its severity is nearer to 0. So does on a grey
+        image what changes colours alone, unless another type comes before.
+
+        Args:
+            grey: (B,) bool, images whose three channels are equal.
         """
         nearest = np.rint(drawn.levels).astype(np.int64) - 1
         pristine = self.severity(drawn) < np.abs(self.severities[drawn.types, nearest]) / 2  # a turning point
+        if grey is not None:
+            pristine |= grey[:, None] & np.logical_and.accumulate(self.chroma[drawn.types], axis=1)
         ids = np.where((drawn.types < 0) | pristine, PRISTINE, self.class_of[drawn.types, nearest])  # (B,k)
         # A pristine one in between changes nothing: the sequence is what is left without it.
         ids = np.take_along_axis(ids, np.argsort(ids == PRISTINE, axis=1, kind="stable"), axis=1)

@@ -35,6 +35,7 @@ class Distortion(NamedTuple):
     severities: of levels 1 to 5; 0 where nothing changes, and with a sign where the values lie on both sides of that.
     source: where the values are from.
     color: whether it needs three channels.
+    chroma: whether it changes colours alone, so that a grey image of three channels stays as it is.
     in_worker: whether it needs a CPU codec, which runs in the loader's workers.
     """
 
@@ -46,6 +47,7 @@ class Distortion(NamedTuple):
     severities: tuple[float, float, float, float, float]
     source: str
     color: bool = False
+    chroma: bool = False
     in_worker: bool = False
 
 
@@ -58,7 +60,15 @@ NATURAL = (
     Distortion("lens_blur", blur.disk_blur, (1, 2, 4, 6, 8), "radius, px", "blur", _RISING, _KADIS),
     Distortion("motion_blur", blur.motion_blur, (1, 2, 4, 6, 10), "length, px", "blur", _FROM_TWO, _KADIS),
     Distortion(
-        "color_diffusion", color.color_diffusion, (1, 3, 6, 8, 12), "factor", "color", _RISING, _KADIS, color=True
+        "color_diffusion",
+        color.color_diffusion,
+        (1, 3, 6, 8, 12),
+        "factor",
+        "color",
+        _RISING,
+        _KADIS,
+        color=True,
+        chroma=True,
     ),
     Distortion("color_shift", color.color_shift, (1, 3, 6, 8, 12), "px", "color", _RISING, _KADIS, color=True),
     Distortion(
@@ -80,9 +90,18 @@ NATURAL = (
         (0.6, 0.8, 0.9, 1.0, 1.4),
         _KADIS,
         color=True,
+        chroma=True,
     ),
     Distortion(
-        "saturate_lab", color.saturate_lab, (1, 2, 3, 6, 9), "factor", "color", (0, 1, 2, 5, 8), _KADIS, color=True
+        "saturate_lab",
+        color.saturate_lab,
+        (1, 2, 3, 6, 9),
+        "factor",
+        "color",
+        (0, 1, 2, 5, 8),
+        _KADIS,
+        color=True,
+        chroma=True,
     ),
     Distortion(
         "jpeg2000",

@@ -31,7 +31,8 @@ SCALES = [1.0, 0.5]
 class CONTRIQUE(LightningModule):
     """CONTRIQUE with any timm backbone, on synthetic distortions, authentic images, or both.
 
-    A synthetic image is distorted by a random class of the bank, which is its class; an authentic image
+    A synthetic image is distorted by a random class of the bank, which is its class, or the class pristine where that
+    changes nothing: a saturation on a photograph in black and white. An authentic image
     (`data.authentic`) is left as it is and is a class of its own. Two views, full and half scale, each in a random
     colour space; four patches of each view's feature map are projected and contrasted.
 
@@ -136,7 +137,7 @@ class CONTRIQUE(LightningModule):
         if not isinstance(batch, ImageBatch):
             return batch
         full, half = self.views(batch.images, batch.drawn)
-        synthetic = self.views.bank.class_ids(batch.drawn.distortions)
+        synthetic = self.views.bank.class_ids(batch.drawn.distortions, batch.grey)
         classes = np.where(batch.authentic, -1 - batch.indices, synthetic)  # (B,)
         on_device = torch.from_numpy(classes).to(full.device, non_blocking=True)
         return ViewBatch(full, half, batch.indices, batch.seed, batch.epoch, batch.number, on_device)

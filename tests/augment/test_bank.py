@@ -252,6 +252,22 @@ def test_class_ids_merge_what_equals_pristine():
     assert bank.class_ids(none).tolist() == [PRISTINE]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if ROWS[name].color])
+def test_what_changes_colours_alone_leaves_grey_images_and_nothing_else_does(real, name):
+    x = real[1][:4].expand(-1, 3, -1, -1).contiguous()
+    changed = max(float((applied(ROWS[name], x, level) - x).abs().max()) for level in (1, 3, 5))
+    assert (changed < 2e-3) == ROWS[name].chroma, changed
+
+
+def test_what_changes_nothing_on_a_grey_image_is_pristine():
+    bank = DistortionBank([ROWS["saturate_hsv"], ROWS["saturate_lab"], ROWS["jpeg"]])
+    types = np.array([[0, -1], [0, -1], [1, 0], [0, 2], [2, 0], [2, -1]])
+    drawn = bank.drawn(types, np.full((6, 2), 2.0), np.zeros((6, 2), dtype=np.int64))
+    grey = np.array([False, True, True, True, True, True])
+    plain, ids = bank.class_ids(drawn), bank.class_ids(drawn, grey)
+    assert ids.tolist() == [plain[0], PRISTINE, PRISTINE, plain[5], plain[4], plain[5]]
+
+
 def test_several_distortions_follow_each_other_and_have_an_id_of_their_own(real):
     bank = DistortionBank(NATURAL)
     blur, jpeg, shift = (next(t for t, row in enumerate(NATURAL) if row.name == name) for name in NAMES_OF_THREE)

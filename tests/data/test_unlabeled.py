@@ -171,6 +171,15 @@ def test_native_crops_of_air_are_drawn_again(tmp_path):
     )  # one draw alone would find it 1 in 4 times
 
 
+def test_grey_images_of_three_channels_are_marked(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "1.png")
+    Image.fromarray(pixels[:, :, [1, 1, 1]]).save(tmp_path / "2.png")
+    batch = next(iter(make(tmp_path, channels=3, batch_size=3).train_dataloader()))
+    assert batch.grey.tolist() == (batch.indices > 0).tolist()
+
+
 def _invert(images, seed, epoch, positions):
     assert len(images) == len(positions)
     return 255 - images

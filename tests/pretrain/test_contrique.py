@@ -126,6 +126,13 @@ def test_a_batch_of_one_class_is_refused(data, tmp_path, batch_size, per_class):
         trainer(tmp_path).fit(CONTRIQUE(**SMALL, images_per_class=per_class), datamodule=module)
 
 
+def test_a_saturation_of_a_grey_photograph_is_pristine(data, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)).save(tmp_path / "0.png")
+    grey = {**data, "root": str(tmp_path), "authentic": None, "min_epoch_length": 8}
+    _, batch = views(CONTRIQUE(**SMALL, distortions=["saturate_hsv", "saturate_lab"]), grey)
+    assert (batch.classes == 0).all()
+
+
 def test_the_default_classes_are_those_of_the_paper_without_jpeg2000(data):
     assert CONTRIQUE(**SMALL).views.bank.class_of.size == 24 * 5
     assert CONTRIQUE(**SMALL, jpeg2000=True).views.bank.class_of.size == 25 * 5
