@@ -14,6 +14,7 @@ from csrtrain.augment.distort import LEVELS, Distortion
 from csrtrain.precision import full_precision
 
 PRISTINE = 0  # class id
+SMALLEST = 32  # px of an image's side; a colour block would not fit a smaller one
 _MOST = 8  # distortions in a row; the id of a longer sequence would not fit 64 bits
 _CHUNK = 200_000  # values that a thread of a CPU works on at once: they fit its cache
 
@@ -162,7 +163,7 @@ class DistortionBank(nn.Module):
         """Apply what was drawn, in float32 also under autocast or TF32, with no host read of a device tensor.
 
         Args:
-            images: (B,C,H,W) uint8, or float32 in [0,1].
+            images: (B,C,H,W) uint8, or float32 in [0,1], at least 32 px in height and width.
             drawn: from `draw`, its tensors on the images' device.
 
         Returns:
@@ -180,6 +181,12 @@ class DistortionBank(nn.Module):
             raise ValueError(
                 f"Expected images (B,C,H,W) in uint8, or float32 in [0,1], got {tuple(images.shape)} {images.dtype}. "
                 "Convert them before."
+            )
+        if min(images.shape[2:]) < SMALLEST:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"Expected images of at least {SMALLEST} x {SMALLEST} px, got {height} x {width}. Continue or enlarge "
+                "them before."
             )
         if len(drawn.types) != len(images):
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from csrtrain import draws
 from csrtrain.augment import geometry
-from csrtrain.augment.bank import DistortionBank, DrawnDistortions
+from csrtrain.augment.bank import SMALLEST, DistortionBank, DrawnDistortions
 from csrtrain.augment.color_spaces import SPACES_OF_COLOR, SPACES_OF_GREY, to_color_space
 from csrtrain.precision import full_precision
 
@@ -58,8 +58,8 @@ class TwoScaleViews(nn.Module):
         per_class: int = 1,
     ) -> None:
         super().__init__()
-        if size < 8:
-            raise ValueError(f"Expected views of at least 8 px, got {size}. Raise model.size.")
+        if 2 * size < SMALLEST:
+            raise ValueError(f"Expected views of at least {SMALLEST // 2} px, got {size}. Raise model.size.")
         self.bank = bank
         self.size = size
         self.spaces: tuple[int, ...] = {1: SPACES_OF_GREY, 3: SPACES_OF_COLOR}.get(channels, ()) if color_spaces else ()

@@ -44,7 +44,7 @@ class CONTRIQUE(LightningModule):
         jpeg2000: with JPEG2000 where the types have it: 10 ms of a CPU core for one of 224 px, 50 ms at 512 px, in the
             loader's workers. Off, because too few workers let the GPU wait; without it the paper's 125 classes are 120.
         weights: `none`, a path, or `imagenet` (from a local cache).
-        size: side of the views, pixels; `data.load_size` is to be twice as much, with `data.crop: native`.
+        size: side of the views, at least 16 pixels; `data.load_size` is to be twice as much, with `data.crop: native`.
         color_spaces: views in random colour spaces, as in the paper; with one channel: grey or mean-subtracted.
         hidden_dim: width of the projection head; by default that of the representation, as in the paper.
         projection_dim: dimension of the projection.

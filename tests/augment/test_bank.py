@@ -330,6 +330,8 @@ def test_wrong_input():
     drawn = bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool))
     with pytest.raises(ValueError, match="in uint8, or float32"):
         bank(torch.rand(4, 3, 32, 32, dtype=torch.float64), drawn)
+    with pytest.raises(ValueError, match="at least 32 x 32 px, got 48 x 31. Continue or enlarge"):
+        bank(torch.rand(4, 3, 48, 31), drawn)
     with pytest.raises(ValueError, match="parameters of 5 samples, got 4"):
         bank(torch.rand(5, 3, 48, 48), drawn)
     grey = bank.drawn(np.full((4, 1), 3), np.ones((4, 1)), np.zeros((4, 1), dtype=np.int64))
@@ -361,5 +363,5 @@ def test_a_new_row_needs_no_more_than_a_function():
 
     row = Distortion("invert", invert, (0.1, 0.2, 0.3, 0.4, 0.5), "share", "color", (1, 2, 3, 4, 5), "a test")
     assert distort.LEVELS == LEVELS == 5
-    x = torch.rand(2, 1, 16, 16)
+    x = torch.rand(2, 1, 32, 32)
     assert torch.allclose(applied(row, x, 5), torch.full_like(x, 0.5))
