@@ -259,10 +259,10 @@ class UnlabeledData(LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def first_batch(self, images: int) -> ImageBatch:
-        """The first images of epoch 0, loaded in this process, to look at."""
+    def first_batch(self, images: int, epoch: int = 0) -> ImageBatch:
+        """The first images of epoch 0, loaded in this process as for an epoch, to look at."""
         positions = np.arange(min(images, self.epoch_length), dtype=np.int64)
-        key = BatchKey(0, 0, positions, self.order(0)[positions])
+        key = BatchKey(epoch, 0, positions, self.order(0)[positions])
         return self._images(self.sources, self.transform)[key]
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Any]:
