@@ -72,9 +72,10 @@ class DistortionBank(nn.Module):
     ) -> DrawnDistortions:
         """Types and levels of each sample, a function of (seed, epoch, position).
 
-        Every class is as likely as any other: 1 of 1 + 5 T is pristine. With `count` above 1, a sample that is not
-        pristine gets 1 to `count` different types in a row, as many as drawn uniformly (as in ARNIQA, arXiv 2310.14918,
-        section 3.1; our levels stay uniform).
+        Nothing and every level of every type are equally likely, 1 of 1 + 5 T. The class pristine gets as many of these
+        shares as there are levels that change nothing, and one more: 5 of 126 with KADIS-700k. With `count` above 1, a
+        sample that is not pristine gets 1 to `count` different types in a row, as many as drawn uniformly (as in
+        ARNIQA, arXiv 2310.14918, section 3.1; our levels stay uniform).
 
         Args:
             seed, epoch, positions: see `csrtrain.draws.uniform`; positions (B,).
@@ -171,7 +172,7 @@ class DistortionBank(nn.Module):
         """
         self._check(images, drawn)
         with torch.no_grad(), full_precision(images.device):
-            x = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clone()
+            x = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clamp(0, 1)
             for k in range(drawn.types.shape[1]):
                 self._distort(x, drawn, k)
         return x

@@ -296,6 +296,13 @@ def test_uint8_and_float32_agree(real):
     assert torch.equal(bank(bytes_, drawn), bank(bytes_.float() / 255, drawn))
 
 
+def test_values_out_of_range_are_clamped_where_nothing_is_distorted_too():
+    bank = DistortionBank([ROWS["gaussian_blur"]])
+    x = torch.linspace(-0.01, 1.01, 32).expand(2, 3, 32, 32)
+    drawn = bank.drawn(np.array([[-1], [0]]), np.ones((2, 1)), np.zeros((2, 1), dtype=np.int64))
+    assert torch.equal(bank(x, drawn)[0], x[0].clamp(0, 1))
+
+
 def test_threads_change_nothing(real):
     bank = DistortionBank(rows_for("natural", 3))
     x = real[3]
