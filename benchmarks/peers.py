@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 from scipy import ndimage, signal
 from scipy.interpolate import CubicSpline
 from skimage import color, util
@@ -135,14 +135,19 @@ def color_shift(image: Pixels, shift: float, random: Random) -> Pixels:
 
 
 def color_quantization(image: Bytes, colors: float, random: Random) -> Bytes:
-    palette = Image.fromarray(image).quantize(int(colors), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return np.asarray(palette.convert("RGB"))
+    """The palette from 32 x 32 pixels, as ours."""
+    picture = Image.fromarray(image)
+    few = picture.resize((32, 32), Image.Resampling.NEAREST)
+    palette = few.quantize(int(colors), Image.Quantize.MEDIANCUT)
+    return np.asarray(picture.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"))
 
 
-def saturate_hsv(image: Pixels, factor: float, random: Random) -> Pixels:
-    hsv = color.rgb2hsv(image)
-    hsv[..., 1] = np.clip(factor * hsv[..., 1], 0, 1)
-    return color.hsv2rgb(hsv)
+def saturate_hsv(image: Bytes, factor: float, random: Random) -> Bytes:
+    """Away from grey of the same value by Pillow's `blend`, which extrapolates: no conversion to HSV and back."""
+    picture = Image.fromarray(image)
+    red, green, blue = picture.split()
+    value = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return np.asarray(Image.blend(Image.merge("RGB", (value, value, value)), picture, factor))
 
 
 def saturate_lab(image: Pixels, factor: float, random: Random) -> Pixels:
@@ -211,10 +216,14 @@ def mean_shift(image: Pixels, shift: float, random: Random) -> Pixels:
     return np.clip(image + np.float32(shift), 0, 1)
 
 
-def quantize_levels(image: Pixels, levels: float, random: Random) -> Pixels:
-    low, high = image.min((0, 1)), image.max((0, 1))
-    steps = np.float32(levels - 1)
-    return low + (high - low) * np.round((image - low) / (high - low) * steps) / steps
+def quantize_levels(image: Bytes, levels: float, random: Random) -> Bytes:
+    """By a table for each channel."""
+    picture, tables = Image.fromarray(image), []
+    for low, high in picture.getextrema():
+        step = max(high - low, 1) / (levels - 1)
+        values = low + step * np.round((np.arange(256) - low) / step)
+        tables += np.clip(np.round(values), 0, 255).astype(np.uint8).tolist()
+    return np.asarray(picture.point(tables))
 
 
 def sharpen(image: Pixels, amount: float, random: Random) -> Pixels:
@@ -248,7 +257,7 @@ PEERS = {
     "color_diffusion": Peer(color_diffusion, "scikit-image, SciPy"),
     "color_shift": Peer(color_shift, "NumPy"),
     "color_quantization": Peer(color_quantization, "Pillow", floats=False),
-    "saturate_hsv": Peer(saturate_hsv, "scikit-image"),
+    "saturate_hsv": Peer(saturate_hsv, "Pillow", floats=False),
     "saturate_lab": Peer(saturate_lab, "scikit-image"),
     "jpeg2000": Peer(jpeg2000, "Pillow", floats=False),
     "jpeg": Peer(jpeg, "Pillow", floats=False),
@@ -263,7 +272,7 @@ PEERS = {
     "jitter": Peer(jitter, "SciPy"),
     "non_eccentricity_patches": Peer(non_eccentricity_patches, "NumPy"),
     "pixelate": Peer(pixelate, "Pillow", floats=False),
-    "quantize_levels": Peer(quantize_levels, "NumPy"),
+    "quantize_levels": Peer(quantize_levels, "Pillow", floats=False),
     "color_blocks": Peer(color_blocks, "NumPy"),
     "sharpen": Peer(sharpen, "scikit-image, SciPy"),
     "change_contrast": Peer(change_contrast, "Pillow", floats=False),

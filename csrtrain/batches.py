@@ -20,6 +20,7 @@ class ImageBatch(NamedTuple):
     authentic: (B,) bool, images as captured, that are not to be distorted.
     broken: (index, reason) of files that could not be read and were replaced.
     padded: indices of images that were too small and were continued by their reflection.
+    grey: (B,) bool, images whose three channels are equal.
     drawn: parameters of the views, filled in by `on_before_batch_transfer`; what they are is up to the method.
     """
 
@@ -32,6 +33,7 @@ class ImageBatch(NamedTuple):
     authentic: NDArray[np.bool_]
     broken: tuple[tuple[int, str], ...] = ()
     padded: tuple[int, ...] = ()
+    grey: NDArray[np.bool_] | None = None
     drawn: Any = None
 
 

@@ -292,5 +292,8 @@ def _explain(error: Exception) -> int:
         text = ""
     if not text or os.environ.get("CSRTRAIN_TRACEBACK"):
         raise error
+    if "Union subtypes" in text:  # jsonargparse wraps what a constructor says into a list of all it has tried
+        lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+        text = next((line for line in lines if "Expected " in line and ", got " in line), text)
     print(f"error: {text}", file=sys.stderr)
     return 2

@@ -20,6 +20,8 @@ PERMUTATION_STREAM = 19
 DISTORTION_STREAM = 20  # and those after it, for further distortions of the same sample
 SCALE_STREAM = 40
 
+PARTS = 1000  # the share of authentic images is a whole number of these
+
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -83,6 +85,14 @@ def epoch_order(seed: int, epoch: int, n: int, repeats: int = 1, source: int = 0
     """
     generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch + (source << 48)]))
     return np.concatenate([generator.permutation(n) for _ in range(repeats)]).astype(np.int64)
+
+
+def pristine_rank(positions: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
+    """How many pristine images stand before each position, where `parts` of every `PARTS` positions are authentic.
+
+    A position is authentic where the number does not rise; so they are spread evenly over an epoch.
+    """
+    return positions - positions * parts // PARTS
 
 
 def reseed(seed: int, epoch: int, batch: int, rank: int) -> None:

@@ -20,7 +20,7 @@ _SIDE = 224  # px of the image that `distortions` shows
 
 
 def views(args: list[str], images: int = 6) -> Path:
-    """Draw a picture of what a config trains on: each row an image as loaded, and two times two views of it.
+    """Draw a picture of what a config trains on: each row an image as loaded and two views of it, in two epochs.
 
     Args:
         args: as for `fit`, and `-o P.png`.
@@ -34,13 +34,15 @@ def views(args: list[str], images: int = 6) -> Path:
     data: Any = cli.datamodule
     model: Any = cli.model
     data.setup("preview")
-    batch = data.first_batch(images)
-    columns = [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)]
-    titles = ["loaded"]
-    for epoch in range(2):
-        made = model.on_after_batch_transfer(model.on_before_batch_transfer(batch._replace(epoch=epoch), 0), 0)
-        columns += [made.view0, made.view1]
-        titles += [f"epoch {epoch}, view {number}" for number in range(2)]
+    cli.trainer.datamodule = data  # type: ignore[attr-defined]  # as in a training, for the method's own setup
+    model.trainer = cli.trainer
+    model.setup("preview")
+    columns, titles = [], []
+    for epoch in range(2):  # loaded anew: the square is another one, and a worker may have distorted it
+        batch = data.first_batch(images, epoch)
+        made = model.on_after_batch_transfer(model.on_before_batch_transfer(batch, 0), 0)
+        columns += [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1), made.view0, made.view1]
+        titles += [f"epoch {epoch}, {what}" for what in ("loaded", "view 0", "view 1")]
     rows = [[column[row] for column in columns] for row in range(len(batch.positions))]
     title = f"{data.title}: {data.modality}, {data.channels} channel(s)"
     _draw(rows, titles, [""] * len(rows), title, path)

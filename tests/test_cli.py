@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from csrtrain.cli import main
+from csrtrain.cli import config_path, main
 
 SMALL = [
     "--model.backbone=test_resnet",
@@ -133,6 +133,31 @@ def test_preview_draws_a_picture(images, tmp_path):
     assert main([*arguments, "-o", str(path)]) == 0
     with Image.open(path) as picture:
         assert picture.width > 500 and len(np.unique(np.array(picture.convert("L")))) > 50
+
+
+def test_preview_shows_what_the_loader_distorts(images, tmp_path, monkeypatch):
+    """JPEG2000 of ratio 16 to 400 on all images but a pristine one of six."""
+    from csrtrain import preview
+
+    drawn = []
+    monkeypatch.setattr(preview, "_draw", lambda rows, *rest: drawn.append(rows))
+    arguments = ["-c", str(config_path("contrique_small")), *SMALL, "--model.size=16", "--data.load_size=32"]
+    arguments += ["--data.modality=natural", f"--data.root={images}", f"--data.cache_dir={tmp_path}"]
+    arguments += ["-o", str(tmp_path / "views.png"), "--model.color_spaces=false"]
+    for jpeg2000 in ("jpeg2000", "mean_shift"):
+        preview.views([*arguments, f"--model.distortions=[{jpeg2000}]"])
+    coded, plain = drawn
+    for loaded in (0, 3):  # of both epochs
+        assert sum(not torch.equal(one[loaded], other[loaded]) for one, other in zip(coded, plain, strict=True)) >= 3
+
+
+def test_preview_refuses_what_a_training_refuses(images, tmp_path, capsys):
+    arguments = ["preview", "-c", "contrique_small", *SMALL, f"--data.root={images}", f"--data.cache_dir={tmp_path}"]
+    arguments += ["-o", str(tmp_path / "views.png")]
+    assert main([*arguments, "--data.crop=resized", "--model.size=16"]) == 2
+    assert "Expected data.crop native for CONTRIQUE, got resized" in capsys.readouterr().err
+    assert main([*arguments, "--data.load_size=63"]) == 2
+    assert "at least 64 px, twice model.size, got 63 x 63" in capsys.readouterr().err
 
 
 def test_preview_draws_every_distortion_at_every_level(tmp_path):
@@ -283,6 +308,22 @@ def test_wrong_use(arguments, code, word, capsys, tmp_path, monkeypatch):
     assert main(arguments) == code
     captured = capsys.readouterr()
     assert word in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "argument, line",
+    [
+        ("--data.batch_size=0", "Expected data.batch_size >= 1, got 0. Correct the config."),
+        ("--model.projection_dim=0", "Expected model.projection_dim >= 1, got 0. Correct the config."),
+        (
+            "--data.root=samples:moon",
+            "Expected samples:medical or samples:natural, got samples:moon. Correct the path.",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(fit, capsys, argument, line):
+    assert fit(argument) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,6 +14,7 @@ from csrtrain.augment.distort import LEVELS, Distortion
 from csrtrain.precision import full_precision
 
 PRISTINE = 0  # class id
+SMALLEST = 32  # px of an image's side; a colour block would not fit a smaller one
 _MOST = 8  # distortions in a row; the id of a longer sequence would not fit 64 bits
 _CHUNK = 200_000  # values that a thread of a CPU works on at once: they fit its cache
 
@@ -55,6 +56,7 @@ class DistortionBank(nn.Module):
         self.severities = np.array([row.severities for row in rows], dtype=np.float64)
         numbers = 1 + np.arange(len(rows) * LEVELS).reshape(-1, LEVELS)
         self.class_of = np.where(self.severities == 0, PRISTINE, numbers)  # (T,5)
+        self.chroma = np.array([row.chroma for row in rows])  # (T,)
         self.left_out = {t for t, row in enumerate(rows) if in_worker and row.in_worker}
 
     def draw(
@@ -66,32 +68,39 @@ class DistortionBank(nn.Module):
         count: int = 1,
         continuous: bool = False,
         per_class: int = 1,
+        authentic_parts: int = 0,
     ) -> DrawnDistortions:
         """Types and levels of each sample, a function of (seed, epoch, position).
 
-        Every class is as likely as any other: 1 of 1 + 5 T is pristine. With `count` above 1, a sample that is not
-        pristine gets 1 to `count` different types in a row, as many as drawn uniformly (as in ARNIQA, arXiv 2310.14918,
-        section 3.1; our levels stay uniform).
+        Nothing and every level of every type are equally likely, 1 of 1 + 5 T. The class pristine gets as many of these
+        shares as there are levels that change nothing, and one more: 5 of 126 with KADIS-700k. With `count` above 1, a
+        sample that is not pristine gets 1 to `count` different types in a row, as many as drawn uniformly (as in
+        ARNIQA, arXiv 2310.14918, section 3.1; our levels stay uniform).
 
         Args:
             seed, epoch, positions: see `csrtrain.draws.uniform`; positions (B,).
             authentic: (B,) bool, samples that get nothing.
             count: most distortions of one sample, k.
-            continuous: levels are uniform in [1, 5] and values interpolated between those of the table.
-            per_class: so many positions in a row get the same types and levels, each its own noise.
+            continuous: levels are uniform in [0.5, 5.5] and then clipped to [1, 5], so that each of the five is the
+                nearest as often as any other, and values interpolated between those of the table.
+            per_class: so many pristine images in a row get the same types and levels, each its own noise.
+            authentic_parts: authentic positions among every `draws.PARTS`, which do not count as in a row.
         """
         kinds = len(self.rows)
-        if not 1 <= count <= min(kinds, _MOST) or (count > 1 and self.left_out):
+        most = 1 if self.left_out else min(kinds, _MOST)  # a loader's worker is done before the device begins
+        if not 1 <= count <= most:
             raise ValueError(
-                f"Expected 1 to {min(kinds, _MOST)} distortions in a row, and 1 with jpeg2000, got {count}. Correct "
-                "model.max_distortions."
+                f"Expected {'1' if most == 1 else f'1 to {most}'} for model.max_distortions with "
+                f"{'jpeg2000' if self.left_out else f'{kinds} type(s)'}, got {count}. Correct the config."
             )
-        u = draws.uniform(seed, epoch, positions // per_class, draws.DISTORTION_STREAM, 2 + kinds + count)
+        classes = positions if per_class == 1 else draws.pristine_rank(positions, authentic_parts) // per_class
+        u = draws.uniform(seed, epoch, classes, draws.DISTORTION_STREAM, 2 + kinds + count)
         distorted = ~authentic & (u[:, 0] >= 1 / (1 + LEVELS * kinds))
         numbers = np.where(distorted, 1 + np.floor(u[:, 1] * count), 0)
         types = np.argsort(u[:, 2 : 2 + kinds], axis=1, kind="stable")[:, :count]  # (B,k) without repetition
         types = np.where(np.arange(count) < numbers[:, None], types, -1)
-        levels = 1 + u[:, 2 + kinds :] * (LEVELS - 1) if continuous else 1 + np.floor(u[:, 2 + kinds :] * LEVELS)
+        levels = LEVELS * u[:, 2 + kinds :]
+        levels = np.clip(0.5 + levels, 1, LEVELS) if continuous else 1 + np.floor(levels)
         seeds = [draws.sample_seeds(seed, epoch, positions, draws.DISTORTION_STREAM + k) for k in range(count)]
         return self.drawn(types, levels, np.stack(seeds, axis=1))
 
@@ -108,13 +117,23 @@ class DistortionBank(nn.Module):
         )
 
     def severity(self, drawn: DrawnDistortions) -> NDArray[np.float64]:
-        """(B,k) severities, 0 for none; between two levels interpolated."""
-        return np.where(drawn.types < 0, 0.0, _interpolated(self.severities, drawn.types, drawn.levels))
+        """(B,k) severities, 0 for none; between two levels interpolated, with their sign."""
+        return np.where(drawn.types < 0, 0.0, np.abs(_interpolated(self.severities, drawn.types, drawn.levels)))
 
-    def class_ids(self, drawn: DrawnDistortions) -> NDArray[np.int64]:
-        """(B,) class ids, of several distortions one id for the sequence; a continuous level counts as the nearest."""
+    def class_ids(self, drawn: DrawnDistortions, grey: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """(B,) class ids, of several distortions one id for the sequence.
+
+        A continuous level counts as the nearest, and as pristine where its severity is nearer to 0. So does on a grey
+        image what changes colours alone, unless another type comes before.
+
+        Args:
+            grey: (B,) bool, images whose three channels are equal.
+        """
         nearest = np.rint(drawn.levels).astype(np.int64) - 1
-        ids = np.where(drawn.types < 0, PRISTINE, self.class_of[drawn.types, nearest])  # (B,k)
+        pristine = self.severity(drawn) < np.abs(self.severities[drawn.types, nearest]) / 2  # a turning point
+        if grey is not None:
+            pristine |= grey[:, None] & np.logical_and.accumulate(self.chroma[drawn.types], axis=1)
+        ids = np.where((drawn.types < 0) | pristine, PRISTINE, self.class_of[drawn.types, nearest])  # (B,k)
         # A pristine one in between changes nothing: the sequence is what is left without it.
         ids = np.take_along_axis(ids, np.argsort(ids == PRISTINE, axis=1, kind="stable"), axis=1)
         base = 1 + self.class_of.size
@@ -128,10 +147,11 @@ class DistortionBank(nn.Module):
         positions: NDArray[np.int64],
         continuous: bool = False,
         per_class: int = 1,
+        authentic_parts: int = 0,
     ) -> Tensor:
         """What `forward` leaves out, on the host: images (B,C,H,W) uint8 or float32, none authentic, to the same."""
         none = np.zeros(len(images), dtype=np.bool_)
-        drawn = self.draw(seed, epoch, positions, none, continuous=continuous, per_class=per_class)
+        drawn = self.draw(seed, epoch, positions, none, 1, continuous, per_class, authentic_parts)
         out = images.clone()
         for t in sorted(self.left_out):
             rows = torch.from_numpy(np.flatnonzero(drawn.types[:, 0] == t))
@@ -144,7 +164,7 @@ class DistortionBank(nn.Module):
         """Apply what was drawn, in float32 also under autocast or TF32, with no host read of a device tensor.
 
         Args:
-            images: (B,C,H,W) uint8, or float32 in [0,1].
+            images: (B,C,H,W) uint8, or float32 in [0,1], at least 32 px in height and width.
             drawn: from `draw`, its tensors on the images' device.
 
         Returns:
@@ -152,7 +172,7 @@ class DistortionBank(nn.Module):
         """
         self._check(images, drawn)
         with torch.no_grad(), full_precision(images.device):
-            x = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clone()
+            x = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clamp(0, 1)
             for k in range(drawn.types.shape[1]):
                 self._distort(x, drawn, k)
         return x
@@ -162,6 +182,12 @@ class DistortionBank(nn.Module):
             raise ValueError(
                 f"Expected images (B,C,H,W) in uint8, or float32 in [0,1], got {tuple(images.shape)} {images.dtype}. "
                 "Convert them before."
+            )
+        if min(images.shape[2:]) < SMALLEST:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"Expected images of at least {SMALLEST} x {SMALLEST} px, got {height} x {width}. Continue or enlarge "
+                "them before."
             )
         if len(drawn.types) != len(images):
             raise ValueError(

@@ -6,6 +6,8 @@ The values of the medical rows are ours.
 
 A level is a number of the table, 1 to 5. A severity says how far from pristine a level is, in the unit of the row: some
 of the types are signed, so that their level does not. Severity 0 means that nothing changes: such a class is pristine.
+Of types whose values pass the one that changes nothing, the table has severities with a sign, so that they are right
+between two levels too; their size is what counts.
 """
 
 from collections.abc import Callable
@@ -30,9 +32,10 @@ class Distortion(NamedTuple):
     values: of levels 1 to 5, in `unit`.
     unit: of the values.
     group: blur, color, compression, noise, brightness, spatial, sharpness or acquisition.
-    severities: of levels 1 to 5; 0 where nothing changes.
+    severities: of levels 1 to 5; 0 where nothing changes, and with a sign where the values lie on both sides of that.
     source: where the values are from.
     color: whether it needs three channels.
+    chroma: whether it changes colours alone, so that a grey image of three channels stays as it is.
     in_worker: whether it needs a CPU codec, which runs in the loader's workers.
     """
 
@@ -44,6 +47,7 @@ class Distortion(NamedTuple):
     severities: tuple[float, float, float, float, float]
     source: str
     color: bool = False
+    chroma: bool = False
     in_worker: bool = False
 
 
@@ -56,7 +60,15 @@ NATURAL = (
     Distortion("lens_blur", blur.disk_blur, (1, 2, 4, 6, 8), "radius, px", "blur", _RISING, _KADIS),
     Distortion("motion_blur", blur.motion_blur, (1, 2, 4, 6, 10), "length, px", "blur", _FROM_TWO, _KADIS),
     Distortion(
-        "color_diffusion", color.color_diffusion, (1, 3, 6, 8, 12), "factor", "color", _RISING, _KADIS, color=True
+        "color_diffusion",
+        color.color_diffusion,
+        (1, 3, 6, 8, 12),
+        "factor",
+        "color",
+        _RISING,
+        _KADIS,
+        color=True,
+        chroma=True,
     ),
     Distortion("color_shift", color.color_shift, (1, 3, 6, 8, 12), "px", "color", _RISING, _KADIS, color=True),
     Distortion(
@@ -78,9 +90,18 @@ NATURAL = (
         (0.6, 0.8, 0.9, 1.0, 1.4),
         _KADIS,
         color=True,
+        chroma=True,
     ),
     Distortion(
-        "saturate_lab", color.saturate_lab, (1, 2, 3, 6, 9), "factor", "color", (0, 1, 2, 5, 8), _KADIS, color=True
+        "saturate_lab",
+        color.saturate_lab,
+        (1, 2, 3, 6, 9),
+        "factor",
+        "color",
+        (0, 1, 2, 5, 8),
+        _KADIS,
+        color=True,
+        chroma=True,
     ),
     Distortion(
         "jpeg2000",
@@ -127,7 +148,7 @@ NATURAL = (
         (0.15, 0.08, 0, -0.08, -0.15),
         "shift",
         "brightness",
-        (0.15, 0.08, 0, 0.08, 0.15),
+        (0.15, 0.08, 0, -0.08, -0.15),
         _KADIS,
     ),
     Distortion("jitter", spatial.jitter, (0.05, 0.1, 0.2, 0.5, 1), "sigma, px", "spatial", _RISING, _KADIS),
@@ -150,7 +171,7 @@ NATURAL = (
         (0.3, 0.15, 0, -0.4, -0.6),
         "amount",
         "sharpness",
-        (0.5, 0.35, 0.2, 0.2, 0.4),  # distance from -0.2, which changes nothing
+        (0.5, 0.35, 0.2, -0.2, -0.4),  # distance from -0.2, which changes nothing
         _KADIS,
     ),
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from csrtrain import draws
 from csrtrain.augment import geometry
-from csrtrain.augment.bank import DistortionBank, DrawnDistortions
+from csrtrain.augment.bank import SMALLEST, DistortionBank, DrawnDistortions
 from csrtrain.augment.color_spaces import SPACES_OF_COLOR, SPACES_OF_GREY, to_color_space
 from csrtrain.precision import full_precision
 
@@ -41,6 +41,9 @@ class TwoScaleViews(nn.Module):
         color_spaces: put each view into a random colour space.
         flip: chance that a view is flipped left to right.
         count, continuous, per_class: see `DistortionBank.draw`.
+
+    Attributes:
+        authentic_parts: see `DistortionBank.draw`; for the method to set, which knows its data.
     """
 
     def __init__(
@@ -55,8 +58,8 @@ class TwoScaleViews(nn.Module):
         per_class: int = 1,
     ) -> None:
         super().__init__()
-        if size < 8:
-            raise ValueError(f"Expected views of at least 8 px, got {size}. Raise model.size.")
+        if 2 * size < SMALLEST:
+            raise ValueError(f"Expected views of at least {SMALLEST // 2} px, got {size}. Raise model.size.")
         self.bank = bank
         self.size = size
         self.spaces: tuple[int, ...] = {1: SPACES_OF_GREY, 3: SPACES_OF_COLOR}.get(channels, ()) if color_spaces else ()
@@ -64,6 +67,7 @@ class TwoScaleViews(nn.Module):
         self.count = count
         self.continuous = continuous
         self.per_class = per_class
+        self.authentic_parts = 0
 
     def draw(
         self,
@@ -86,7 +90,9 @@ class TwoScaleViews(nn.Module):
                 f"Expected images of at least {2 * self.size} px, twice model.size, got {height} x {width}. Set "
                 f"data.load_size to {2 * self.size}."
             )
-        distortions = self.bank.draw(seed, epoch, positions, authentic, self.count, self.continuous, self.per_class)
+        distortions = self.bank.draw(
+            seed, epoch, positions, authentic, self.count, self.continuous, self.per_class, self.authentic_parts
+        )
         crops, spaces = [], []
         for view, stream in enumerate((draws.SCALE_STREAM, draws.SCALE_STREAM + 1)):
             u = draws.uniform(seed, epoch, positions, stream, 4)

@@ -111,6 +111,10 @@ def _is_empty(image: Tensor) -> bool:
     return bool(image.float().std() < _EMPTY_STD * scale)
 
 
+def _is_grey(image: Tensor) -> bool:
+    return len(image) == 3 and torch.equal(image[0], image[1]) and torch.equal(image[1], image[2])
+
+
 class UnlabeledImages(Dataset[ImageBatch]):
     """Decoded square images, one batch at a time.
 
@@ -177,6 +181,7 @@ class UnlabeledImages(Dataset[ImageBatch]):
             authentic,
             broken=tuple(broken),
             padded=tuple(padded),
+            grey=np.array([_is_grey(image) for image in images]),
         )
 
     def load(self, i: int) -> Tensor:

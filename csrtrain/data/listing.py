@@ -66,9 +66,9 @@ def list_file(root: str, column: str | None) -> Listing:
         stamp = hashlib.sha256("\n".join(entries).encode("utf-8", "surrogateescape")).hexdigest()
         return Listing(base, [os.path.relpath(entry, base) for entry in entries], True, {}, stamp)
     if root.startswith("samples:"):
-        raise ValueError(f"Expected samples:medical or samples:natural, got {root}. Correct data.root.")
+        raise ValueError(f"Expected samples:medical or samples:natural, got {root}. Correct the path.")
     if not os.path.isfile(root):
-        raise FileNotFoundError(f"Expected a folder, a list or a CSV file, got nothing at {root}. Correct data.root.")
+        raise FileNotFoundError(f"Expected a folder, a list or a CSV file, got nothing at {root}. Correct the path.")
     text = Path(root).read_bytes()
     if root.lower().endswith(".csv"):
         entries = _read_column(root, text, column)
@@ -76,7 +76,7 @@ def list_file(root: str, column: str | None) -> Listing:
         lines = text.decode("utf-8-sig", "surrogateescape").split("\n")
         entries = [line.strip() for line in lines if line.strip()]
     else:
-        raise ValueError(f"Expected a folder, or a .txt, .lst or .csv file, got {root}. Correct data.root.")
+        raise ValueError(f"Expected a folder, or a .txt, .lst or .csv file, got {root}. Correct the path.")
     return Listing(os.path.dirname(root), entries, True, {}, hashlib.sha256(text).hexdigest())
 
 
@@ -117,4 +117,4 @@ def nothing_found(root: str, listing: Listing) -> str:
     names = [name for _, _, files in os.walk(root) for name in files]
     kinds = sorted({os.path.splitext(name)[1].lower() or "(no extension)" for name in names})
     got = f"{len(names)} files of the kinds {', '.join(kinds[:10])}" if names else "an empty folder"
-    return f"Expected images in {root} ({' '.join(decode.EXTENSIONS)}), got {got}. Correct data.root."
+    return f"Expected images in {root} ({' '.join(decode.EXTENSIONS)}), got {got}. Correct the path."

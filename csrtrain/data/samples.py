@@ -70,7 +70,7 @@ def _addresses(rows: tuple[_Row, ...]) -> list[str]:
         if not path.is_file():
             raise FileNotFoundError(
                 f"Expected the sample image {name} inside the package {package}, got none. Install it from its wheel, "
-                "or train on your own images (data.root)."
+                "or train on your own images."
             )
         found += [str(path)] if frames is None else [f"{path}#{k}" for k in frames]
     return found

@@ -30,8 +30,6 @@ from csrtrain.distributed import rank, world_size
 
 Modality = Literal["natural", "medical", "mri", "ct", "xray", "fundus", "histology", "ultrasound"]
 
-_PARTS = 1000  # the share of authentic images is a whole number of these
-
 
 def _as_is(batch: Any) -> Any:
     """In place of PyTorch's conversion, which would make tensors of the positions."""
@@ -81,7 +79,8 @@ class UnlabeledData(LightningDataModule):
         crop: `resized`: the short side of the image is resized to `load_size` before; `native`: the square is cut at
             full resolution, for what learns quality (twice the size of the views for CONTRIQUE).
         batch_size: images per step over all devices together; the ranks share them evenly.
-        min_epoch_length: fewer images than this are shown several times per epoch, each time in other views.
+        min_epoch_length: fewer images than this are shown several times per epoch, each time in other views: as often
+            as it takes to reach it, authentic ones included.
         workers: loader processes per device.
         column: column of paths when `root` is a CSV file.
         window: intensity window of DICOM and NIfTI: `header` (DICOM: the file's own; NIfTI: see the documentation of
@@ -131,10 +130,12 @@ class UnlabeledData(LightningDataModule):
                 raise ValueError(f"Expected data.{name} >= 1, got {value}. Correct the config.")
         if root is None and authentic is None:
             raise ValueError("Expected data.root, data.authentic or both, got neither. Name a folder of images.")
-        if root is not None and authentic is not None and not 0 < round(authentic_fraction * _PARTS) < _PARTS:
+        # NaN fails the first comparison; round cannot take it.
+        mixes = 0 < authentic_fraction < 1 and 0 < round(authentic_fraction * draws.PARTS) < draws.PARTS
+        if root is not None and authentic is not None and not mixes:
             raise ValueError(
-                f"Expected data.authentic_fraction between 0 and 1, got {authentic_fraction}. Correct it, or name only "
-                "one of data.root and data.authentic."
+                f"Expected data.authentic_fraction from 0.001 to 0.999, got {authentic_fraction}. Correct it, or name "
+                "only one of data.root and data.authentic."
             )
         self.root = root
         self.authentic = authentic
@@ -188,10 +189,11 @@ class UnlabeledData(LightningDataModule):
         """Index the images and check that an epoch holds at least one batch for every rank."""
         self.sources = Sources(self._index(self.root), self._index(self.authentic))
         mixed = self.root is not None and self.authentic is not None
-        self._parts = round(self.authentic_fraction * _PARTS) if mixed else 0  # authentic ones of _PARTS
+        self.authentic_parts = round(self.authentic_fraction * draws.PARTS) if mixed else 0
         main = self.sources.pristine or len(self.sources)
-        self.repeats = max(1, self.min_epoch_length // (main * _PARTS // (_PARTS - self._parts)))
-        self.epoch_length = main * self.repeats * _PARTS // (_PARTS - self._parts)
+        pristine_parts = draws.PARTS - self.authentic_parts
+        self.repeats = -(-self.min_epoch_length * pristine_parts // (main * draws.PARTS))  # rounded up
+        self.epoch_length = main * self.repeats * draws.PARTS // pristine_parts
         self.batches_per_epoch = self.epoch_length // self.batch_size
         if self.batch_size % world_size():
             raise ValueError(
@@ -220,12 +222,12 @@ class UnlabeledData(LightningDataModule):
         Authentic images are spread evenly: any run of positions has their share, within one.
         """
         main = draws.epoch_order(self.seed, epoch, self.sources.pristine or len(self.sources), self.repeats)
-        if not self._parts:
+        if not self.authentic_parts:
             return main
-        marks = np.arange(self.epoch_length + 1, dtype=np.int64) * self._parts // _PARTS
-        is_authentic = marks[1:] > marks[:-1]
-        wanted, count = int(marks[-1]), len(self.sources) - self.sources.pristine
-        authentic = draws.epoch_order(self.seed, epoch, count, -(-wanted // count), source=1)
+        ranks = draws.pristine_rank(np.arange(self.epoch_length + 1, dtype=np.int64), self.authentic_parts)
+        is_authentic = ranks[1:] == ranks[:-1]
+        wanted, count = self.epoch_length - int(ranks[-1]), len(self.sources) - self.sources.pristine
+        authentic = draws.epoch_order(self.seed, epoch, count, max(1, -(-wanted // count)), source=1)
         order = np.empty(self.epoch_length, dtype=np.int64)
         order[is_authentic] = self.sources.pristine + authentic[:wanted]
         order[~is_authentic] = main[: self.epoch_length - wanted]
@@ -257,10 +259,10 @@ class UnlabeledData(LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def first_batch(self, images: int) -> ImageBatch:
-        """The first images of epoch 0, loaded in this process, to look at."""
+    def first_batch(self, images: int, epoch: int = 0) -> ImageBatch:
+        """The first images of epoch 0, loaded in this process as for an epoch, to look at."""
         positions = np.arange(min(images, self.epoch_length), dtype=np.int64)
-        key = BatchKey(0, 0, positions, self.order(0)[positions])
+        key = BatchKey(epoch, 0, positions, self.order(0)[positions])
         return self._images(self.sources, self.transform)[key]
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Any]:

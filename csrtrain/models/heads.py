@@ -10,6 +10,7 @@ def simclr_head(input_dim: int, hidden_dim: int, output_dim: int) -> ProjectionH
     batch-norm after each linear layer is that of the authors' code (google-research/simclr 244e712, model_util.py),
     where the last one learns no offset; lightly's does.
     """
+    _check(hidden_dim, output_dim)
     return SimCLRProjectionHead(input_dim, hidden_dim, output_dim)
 
 
@@ -19,4 +20,11 @@ def moco_head(input_dim: int, hidden_dim: int, output_dim: int) -> ProjectionHea
     Linear, ReLU, linear, without batch-norm (arXiv 2003.04297, section 2: "a 2-layer MLP head, hidden layer 2048-d,
     with ReLU").
     """
+    _check(hidden_dim, output_dim)
     return MoCoProjectionHead(input_dim, hidden_dim, output_dim, batch_norm=False)
+
+
+def _check(hidden_dim: int, output_dim: int) -> None:
+    for name, width in (("hidden_dim", hidden_dim), ("projection_dim", output_dim)):
+        if width < 1:
+            raise ValueError(f"Expected model.{name} >= 1, got {width}. Correct the config.")

@@ -31,7 +31,8 @@ SCALES = [1.0, 0.5]
 class CONTRIQUE(LightningModule):
     """CONTRIQUE with any timm backbone, on synthetic distortions, authentic images, or both.
 
-    A synthetic image is distorted by a random class of the bank, which is its class; an authentic image
+    A synthetic image is distorted by a random class of the bank, which is its class, or the class pristine where that
+    changes nothing: a saturation on a photograph in black and white. An authentic image
     (`data.authentic`) is left as it is and is a class of its own. Two views, full and half scale, each in a random
     colour space; four patches of each view's feature map are projected and contrasted.
 
@@ -43,16 +44,17 @@ class CONTRIQUE(LightningModule):
         jpeg2000: with JPEG2000 where the types have it: 10 ms of a CPU core for one of 224 px, 50 ms at 512 px, in the
             loader's workers. Off, because too few workers let the GPU wait; without it the paper's 125 classes are 120.
         weights: `none`, a path, or `imagenet` (from a local cache).
-        size: side of the views, pixels; `data.load_size` is to be twice as much, with `data.crop: native`.
+        size: side of the views, at least 16 pixels; `data.load_size` is to be twice as much, with `data.crop: native`.
         color_spaces: views in random colour spaces, as in the paper; with one channel: grey or mean-subtracted.
         hidden_dim: width of the projection head; by default that of the representation, as in the paper.
         projection_dim: dimension of the projection.
         temperature: of the softmax.
         max_distortions: most distortions of one image in a row; above 1 goes beyond the paper.
-        images_per_class: so many images in a row of a batch get the same distortion and level, each its own noise. With
-            fewer images in a batch than classes, 1 leaves an anchor hardly any positive but the patches of its own
-            image, which teach what the image shows; above 1 goes beyond the paper, whose batches are larger.
-        continuous_level: values between the five levels too, classed by the nearest; goes beyond the paper.
+        images_per_class: so many synthetic images in a row of a batch get the same distortion and level, each its own
+            noise; at most half of `data.batch_size`. With fewer images in a batch than classes, 1 leaves an anchor
+            hardly any positive but the patches of its own image, which teach what the image shows; above 1 goes beyond
+            the paper, whose batches are larger.
+        continuous_level: values between the five levels too, classed by the nearest; beyond the paper.
         legacy_gradient_scale: divide the gradient by the number of devices, as the released code does by mistake.
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
     """
@@ -89,7 +91,8 @@ class CONTRIQUE(LightningModule):
         )
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
-        self.head = simclr_head(width, hidden_dim or width, projection_dim)  # the same layers, with batch-norm
+        # The same layers, with batch-norm.
+        self.head = simclr_head(width, width if hidden_dim is None else hidden_dim, projection_dim)
         self.to(memory_format=torch.channels_last)
         self.temperature = temperature
         self.legacy_gradient_scale = legacy_gradient_scale
@@ -99,16 +102,26 @@ class CONTRIQUE(LightningModule):
         self.warmup_fraction = warmup_fraction
 
     def setup(self, stage: str) -> None:
-        """Refuse images that were resized, and hand the distortions that need a CPU codec to the loader."""
+        """Refuse resized images and batches of one class; hand what needs a CPU codec to the loader."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.crop != "native":
             raise ValueError(
                 f"Expected data.crop native for CONTRIQUE, got {data.crop}: a resize changes the quality that "
                 f"is learned. Set it, and data.load_size to {2 * self.views.size}."
             )
+        per_class = self.views.per_class
+        if data.batch_size < 2 * per_class:
+            raise ValueError(
+                f"Expected data.batch_size >= {2 * per_class}, twice model.images_per_class, got {data.batch_size}: a "
+                "batch needs two classes that repel each other. Change one of them."
+            )
+        self.views.authentic_parts = data.authentic_parts
         if self.views.bank.left_out:
             data.transform = partial(
-                self.views.bank.in_worker, continuous=self.views.continuous, per_class=self.views.per_class
+                self.views.bank.in_worker,
+                continuous=self.views.continuous,
+                per_class=per_class,
+                authentic_parts=data.authentic_parts,
             )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -124,7 +137,7 @@ class CONTRIQUE(LightningModule):
         if not isinstance(batch, ImageBatch):
             return batch
         full, half = self.views(batch.images, batch.drawn)
-        synthetic = self.views.bank.class_ids(batch.drawn.distortions)
+        synthetic = self.views.bank.class_ids(batch.drawn.distortions, batch.grey)
         classes = np.where(batch.authentic, -1 - batch.indices, synthetic)  # (B,)
         on_device = torch.from_numpy(classes).to(full.device, non_blocking=True)
         return ViewBatch(full, half, batch.indices, batch.seed, batch.epoch, batch.number, on_device)

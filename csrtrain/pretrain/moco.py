@@ -69,7 +69,7 @@ class MoCo(LightningModule):
         self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
-        self.head = moco_head(width, hidden_dim or width, projection_dim)
+        self.head = moco_head(width, width if hidden_dim is None else hidden_dim, projection_dim)
         self.to(memory_format=torch.channels_last)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)

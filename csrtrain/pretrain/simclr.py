@@ -56,7 +56,7 @@ class SimCLR(LightningModule):
         self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim
-        self.head = simclr_head(width, hidden_dim or width, projection_dim)
+        self.head = simclr_head(width, width if hidden_dim is None else hidden_dim, projection_dim)
         self.to(memory_format=torch.channels_last)
         self.temperature = temperature
         self.optimizer = optimizer

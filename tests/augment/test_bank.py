@@ -98,7 +98,7 @@ def test_severity_raises_the_error(real, name):
     row = ROWS[name]
     x = real[3 if row.color else 1]
     errors = {}
-    for level, severity in enumerate(row.severities, start=1):
+    for level, severity in enumerate(map(abs, row.severities), start=1):
         errors.setdefault(severity, []).append(error(applied(row, x, level), x))
     ordered = [errors[severity] for severity in sorted(errors)]
     for lower, higher in zip(ordered, ordered[1:], strict=False):
@@ -179,6 +179,21 @@ def test_positions_in_a_row_can_share_a_class_with_noise_of_their_own():
     assert np.array_equal(drawn.types[702:720], part.types) and torch.equal(drawn.seeds[702:720], part.seeds)
 
 
+@pytest.mark.parametrize("parts", [1, 300, 500, 777, 999])
+def test_authentic_images_in_between_do_not_count_as_in_a_row(parts):
+    bank = DistortionBank(NATURAL)
+    authentic = np.diff(np.arange(len(POSITIONS) + 1) * parts // 1000) > 0
+    drawn = bank.draw(1, 2, POSITIONS, authentic, per_class=4, authentic_parts=parts)
+    types, levels = drawn.types[~authentic, 0], drawn.levels[~authentic, 0]
+    whole = len(types) // 4 * 4
+    for values in (types[:whole].reshape(-1, 4), levels[:whole].reshape(-1, 4)):
+        assert (values == values[:, :1]).all()
+    assert len(set(types[::4])) > min(10, len(types) // 8)
+    rank = slice(1702, 1720)  # whichever part of a batch a rank has
+    part = bank.draw(1, 2, POSITIONS[rank], authentic[rank], per_class=4, authentic_parts=parts)
+    assert np.array_equal(drawn.types[rank], part.types) and np.array_equal(drawn.levels[rank], part.levels)
+
+
 def test_authentic_images_get_nothing():
     bank = DistortionBank(NATURAL)
     authentic = POSITIONS % 2 == 0
@@ -197,19 +212,34 @@ def test_values_and_severities_are_those_of_the_table():
     ):
         if t >= 0:
             assert float(value) == np.float32(NATURAL[t].values[int(level) - 1])
-            assert severity == NATURAL[t].severities[int(level) - 1]
+            assert severity == abs(NATURAL[t].severities[int(level) - 1])
     assert (bank.severity(drawn)[drawn.types < 0] == 0).all()
 
 
 def test_continuous_levels_lie_between_and_are_classed_by_the_nearest():
     bank = DistortionBank(NATURAL)
     drawn = bank.draw(1, 0, POSITIONS, NONE, continuous=True)
-    assert drawn.levels.min() >= 1 and drawn.levels.max() < 5 and len(np.unique(drawn.levels)) > 3900
+    assert drawn.levels.min() == 1 and drawn.levels.max() == 5 and len(np.unique(drawn.levels)) > 3100
+    counts = np.bincount(np.rint(drawn.levels[:, 0]).astype(int))[1:]
+    assert len(counts) == 5 and np.abs(counts - 800).max() < 4 * math.sqrt(800)
     t = 0  # Gaussian blur: 0.1, 0.5, 1, 2, 5
     picked = bank.drawn(np.full((3, 1), t), np.array([[1.5], [4.25], [5.0]]), np.zeros((3, 1), dtype=np.int64))
     assert np.allclose(picked.values.flatten(), [0.3, 2.75, 5.0])
     assert np.allclose(bank.severity(picked).flatten(), [0.5, 3.25, 4.0])
     assert bank.class_ids(picked).tolist() == [2, 4, 5]
+
+
+def test_between_two_levels_a_signed_type_may_change_nothing(real):
+    """change_contrast passes -0.2, which changes nothing, at level 3.5; mean_shift is 0 at level 3."""
+    bank = DistortionBank([ROWS["change_contrast"], ROWS["mean_shift"]])
+    levels = np.array([[3.0], [3.25], [3.4], [3.5], [3.6], [3.75], [4.0], [4.5], [2.25], [2.75], [3.25], [3.75]])
+    drawn = bank.drawn(np.repeat([[0], [1]], [8, 4], axis=0), levels, np.zeros((12, 1), dtype=np.int64))
+    assert np.allclose(bank.severity(drawn)[:8, 0], [0.2, 0.1, 0.04, 0, 0.04, 0.1, 0.2, 0.3])
+    assert np.allclose(bank.severity(drawn)[8:, 0], [0.06, 0.02, 0.02, 0.06])
+    ids = bank.class_ids(drawn)
+    assert (ids[[2, 3, 4]] == PRISTINE).all() and ids[[0, 6]].tolist() == [3, 4] and ids[8:].tolist() == [7, 0, 0, 9]
+    x = real[1][:1].expand(12, -1, -1, -1)
+    assert float((bank(x, drawn) - x)[3].abs().max()) < 1e-5
 
 
 def test_class_ids_merge_what_equals_pristine():
@@ -220,6 +250,22 @@ def test_class_ids_merge_what_equals_pristine():
     assert len(set(ids.tolist())) == 122 and (ids == PRISTINE).sum() == 4
     none = bank.drawn(np.full((1, 1), -1), np.ones((1, 1)), np.zeros((1, 1), dtype=np.int64))
     assert bank.class_ids(none).tolist() == [PRISTINE]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if ROWS[name].color])
+def test_what_changes_colours_alone_leaves_grey_images_and_nothing_else_does(real, name):
+    x = real[1][:4].expand(-1, 3, -1, -1).contiguous()
+    changed = max(float((applied(ROWS[name], x, level) - x).abs().max()) for level in (1, 3, 5))
+    assert (changed < 2e-3) == ROWS[name].chroma, changed
+
+
+def test_what_changes_nothing_on_a_grey_image_is_pristine():
+    bank = DistortionBank([ROWS["saturate_hsv"], ROWS["saturate_lab"], ROWS["jpeg"]])
+    types = np.array([[0, -1], [0, -1], [1, 0], [0, 2], [2, 0], [2, -1]])
+    drawn = bank.drawn(types, np.full((6, 2), 2.0), np.zeros((6, 2), dtype=np.int64))
+    grey = np.array([False, True, True, True, True, True])
+    plain, ids = bank.class_ids(drawn), bank.class_ids(drawn, grey)
+    assert ids.tolist() == [plain[0], PRISTINE, PRISTINE, plain[5], plain[4], plain[5]]
 
 
 def test_several_distortions_follow_each_other_and_have_an_id_of_their_own(real):
@@ -250,6 +296,13 @@ def test_uint8_and_float32_agree(real):
     assert torch.equal(bank(bytes_, drawn), bank(bytes_.float() / 255, drawn))
 
 
+def test_values_out_of_range_are_clamped_where_nothing_is_distorted_too():
+    bank = DistortionBank([ROWS["gaussian_blur"]])
+    x = torch.linspace(-0.01, 1.01, 32).expand(2, 3, 32, 32)
+    drawn = bank.drawn(np.array([[-1], [0]]), np.ones((2, 1)), np.zeros((2, 1), dtype=np.int64))
+    assert torch.equal(bank(x, drawn)[0], x[0].clamp(0, 1))
+
+
 def test_threads_change_nothing(real):
     bank = DistortionBank(rows_for("natural", 3))
     x = real[3]
@@ -275,7 +328,7 @@ def test_the_worker_applies_what_the_device_leaves_out(real):
     assert (split(in_worker, drawn) - whole(bytes_, drawn)).abs().max() < 0.51 / 255
     deep = split.in_worker(bytes_.float() / 255, 3, 1, positions)
     assert deep.dtype == torch.float32 and (split(deep, drawn) - whole(bytes_, drawn)).abs().max() < 1e-6
-    with pytest.raises(ValueError, match="and 1 with jpeg2000, got 2"):
+    with pytest.raises(ValueError, match="Expected 1 for model.max_distortions with jpeg2000, got 2"):
         split.draw(3, 1, positions, none, count=2)
 
 
@@ -284,6 +337,8 @@ def test_wrong_input():
     drawn = bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool))
     with pytest.raises(ValueError, match="in uint8, or float32"):
         bank(torch.rand(4, 3, 32, 32, dtype=torch.float64), drawn)
+    with pytest.raises(ValueError, match="at least 32 x 32 px, got 48 x 31. Continue or enlarge"):
+        bank(torch.rand(4, 3, 48, 31), drawn)
     with pytest.raises(ValueError, match="parameters of 5 samples, got 4"):
         bank(torch.rand(5, 3, 48, 48), drawn)
     grey = bank.drawn(np.full((4, 1), 3), np.ones((4, 1)), np.zeros((4, 1), dtype=np.int64))
@@ -291,7 +346,7 @@ def test_wrong_input():
         bank(torch.rand(4, 1, 48, 48), grey)
     with pytest.raises(ValueError, match="at least one type"):
         DistortionBank([])
-    with pytest.raises(ValueError, match="Expected 1 to 8 distortions in a row.*got 9"):
+    with pytest.raises(ValueError, match=r"Expected 1 to 8 for model.max_distortions with 25 type\(s\), got 9"):
         bank.draw(0, 0, np.arange(4), np.zeros(4, dtype=bool), count=9)
 
 
@@ -315,5 +370,5 @@ def test_a_new_row_needs_no_more_than_a_function():
 
     row = Distortion("invert", invert, (0.1, 0.2, 0.3, 0.4, 0.5), "share", "color", (1, 2, 3, 4, 5), "a test")
     assert distort.LEVELS == LEVELS == 5
-    x = torch.rand(2, 1, 16, 16)
+    x = torch.rand(2, 1, 32, 32)
     assert torch.allclose(applied(row, x, 5), torch.full_like(x, 0.5))

@@ -5,7 +5,7 @@ import torchvision.transforms.v2.functional as tvf
 
 from csrtrain.augment.bank import DistortionBank
 from csrtrain.augment.color_spaces import SPACES_OF_COLOR, SPACES_OF_GREY
-from csrtrain.augment.distort import rows_for
+from csrtrain.augment.distort import BANKS, rows_for
 from csrtrain.augment.two_scales import TwoScaleViews
 
 N = 12
@@ -83,5 +83,15 @@ def test_autocast_changes_nothing_and_no_gradient_is_kept(noise_images):
 def test_wrong_sizes():
     with pytest.raises(ValueError, match="at least 48 px, twice model.size, got 47 x 60"):
         pipeline().draw(0, 0, np.arange(2), NONE[:2], 47, 60)
-    with pytest.raises(ValueError, match="views of at least 8 px, got 4"):
-        TwoScaleViews(DistortionBank(rows_for("natural", 3)), 4, 3)
+    with pytest.raises(ValueError, match="views of at least 16 px, got 15"):
+        TwoScaleViews(DistortionBank(rows_for("natural", 3)), 15, 3)
+
+
+@pytest.mark.parametrize("modality", BANKS)
+def test_the_smallest_views_are_possible_with_every_type(noise_images, modality):
+    rows = rows_for(modality, 3)
+    views = TwoScaleViews(DistortionBank(rows), 16, 3)
+    images = noise_images(len(rows), 3, 32, 32).float() / 255
+    drawn = views.bank.drawn(np.arange(len(rows))[:, None], np.full((len(rows), 1), 5.0), np.arange(len(rows))[:, None])
+    assert torch.isfinite(views.bank(images, drawn)).all()
+    assert make(views, images, authentic=np.zeros(len(rows), dtype=bool))[0].shape == (len(rows), 3, 16, 16)

@@ -270,7 +270,7 @@ def test_csv_column(tmp_path):
 def test_nothing_to_index(tmp_path):
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / "README").write_text("text")
-    match = r"Expected images in .* \(\.jpg .*\), got 2 files of the kinds \(no extension\), \.txt. Correct data.root"
+    match = r"Expected images in .* \(\.jpg .*\), got 2 files of the kinds \(no extension\), \.txt. Correct the path"
     with pytest.raises(ValueError, match=match):
         build_index(str(tmp_path))
     (tmp_path / "empty").mkdir()

@@ -68,10 +68,23 @@ def test_other_images_than_at_the_start_are_refused(images):
 
 def test_small_sets_are_repeated(images):
     data = make(images, min_epoch_length=25)
-    assert data.epoch_length == 20
+    assert data.epoch_length == 30
+    assert np.bincount(data.order(0)).tolist() == [3] * 10
     batches = [batch.indices for batch in data.train_dataloader()]
-    assert np.bincount(np.concatenate(batches)).tolist() == [2] * 10
     assert all(len(set(batch)) == 4 for batch in (batches[0], batches[1]))  # no image is its own negative
+    stopped = make(images, min_epoch_length=25)
+    stopped.load_state_dict({**data.state_dict(), "batch": 5})
+    assert [batch.indices.tolist() for batch in stopped.train_dataloader()] == [b.tolist() for b in batches[5:]]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 20, 33, 34, 400])
+def test_an_epoch_is_as_long_as_wanted_and_no_repetition_longer(images, captured, fraction, length):
+    data = make(images, authentic=str(captured), authentic_fraction=fraction, min_epoch_length=length)
+    once = 10 * 1000 // (1000 - data.authentic_parts)
+    assert len(data.order(0)) == data.epoch_length >= length
+    assert data.epoch_length < max(length, once) + once + 1
+    assert np.bincount(data.order(0))[:10].tolist() == [data.repeats] * 10
 
 
 @pytest.fixture
@@ -108,8 +121,12 @@ def test_either_source_may_stand_alone(images, captured):
     assert alone.sources.digest != data.sources.digest and alone.title == str(captured)
     with pytest.raises(ValueError, match="data.root, data.authentic or both, got neither"):
         UnlabeledData(None)
-    with pytest.raises(ValueError, match="between 0 and 1, got 1.0"):
-        UnlabeledData(str(images), authentic=str(captured), authentic_fraction=1.0)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.0, -0.5, 0.0004, 0.9996, float("nan"), float("inf")])
+def test_a_share_that_leaves_one_source_out_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"data.authentic_fraction from 0.001 to 0.999, got {fraction}"):
+        UnlabeledData("samples:natural", authentic="samples:natural", authentic_fraction=fraction)
 
 
 def test_a_broken_file_is_replaced_by_one_of_its_source(images, captured):
@@ -152,6 +169,15 @@ def test_native_crops_of_air_are_drawn_again(tmp_path):
     assert (
         sum(bool(image.float().std() > 1) for image in batch.images) >= 6
     )  # one draw alone would find it 1 in 4 times
+
+
+def test_grey_images_of_three_channels_are_marked(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "1.png")
+    Image.fromarray(pixels[:, :, [1, 1, 1]]).save(tmp_path / "2.png")
+    batch = next(iter(make(tmp_path, channels=3, batch_size=3).train_dataloader()))
+    assert batch.grey.tolist() == (batch.indices > 0).tolist()
 
 
 def _invert(images, seed, epoch, positions):

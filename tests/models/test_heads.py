@@ -32,6 +32,14 @@ def test_moco_head_does_not_mix_the_samples_of_a_batch():
 
 
 @pytest.mark.parametrize("head", [simclr_head, moco_head])
+def test_a_width_below_1_is_refused(head):
+    with pytest.raises(ValueError, match="model.hidden_dim >= 1, got 0"):
+        head(6, 0, 4)
+    with pytest.raises(ValueError, match="model.projection_dim >= 1, got 0"):
+        head(6, 8, 0)
+
+
+@pytest.mark.parametrize("head", [simclr_head, moco_head])
 def test_every_parameter_takes_a_gradient(head):
     module = head(6, 8, 4)
     module(torch.randn(16, 6)).square().sum().backward()

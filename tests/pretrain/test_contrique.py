@@ -97,6 +97,42 @@ def test_classes_of_synthetic_and_authentic_images(data):
         assert (synthetic[loaded.authentic] == 0).all() and loaded.authentic.sum() == 4
 
 
+@pytest.mark.parametrize("batch_size", [8, 12])
+def test_images_of_a_class_are_as_many_as_told_beside_authentic_ones(data, batch_size, tmp_path):
+    """Four synthetic images in a row share a class, with JPEG2000 too, which a worker has to draw for itself."""
+    model = CONTRIQUE(**SMALL, distortions=["jpeg2000", "pixelate"], images_per_class=4, learning_rate=0.01)
+    run = trainer(tmp_path, max_steps=1)
+    module = UnlabeledData(**{**data, "batch_size": batch_size}, authentic_fraction=0.3, min_epoch_length=100)
+    run.fit(model, datamodule=module)
+    module.epoch = module.batch = 0
+    plain = UnlabeledData(**{**data, "batch_size": batch_size}, authentic_fraction=0.3, min_epoch_length=100)
+    plain.setup()
+    classes = []
+    for batch, raw in zip(module.train_dataloader(), plain.train_dataloader(), strict=True):
+        batch = model.on_before_batch_transfer(batch, 0)
+        ids = model.views.bank.class_ids(batch.drawn.distortions)
+        coded = (batch.images != raw.images).flatten(1).any(1).numpy()
+        assert np.array_equal(coded, (1 <= ids) & (ids <= 5))  # by the worker, the same
+        classes += ids[~batch.authentic].tolist()
+    groups = np.array(classes[: len(classes) // 4 * 4]).reshape(-1, 4)
+    assert (groups == groups[:, :1]).all() and len(set(groups[:, 0])) > 4
+
+
+@pytest.mark.parametrize("batch_size, per_class", [(1, 1), (7, 4)])
+def test_a_batch_of_one_class_is_refused(data, tmp_path, batch_size, per_class):
+    match = f"data.batch_size >= {2 * per_class}, twice model.images_per_class, got {batch_size}"
+    with pytest.raises(ValueError, match=match):
+        module = UnlabeledData(**{**data, "batch_size": batch_size})
+        trainer(tmp_path).fit(CONTRIQUE(**SMALL, images_per_class=per_class), datamodule=module)
+
+
+def test_a_saturation_of_a_grey_photograph_is_pristine(data, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)).save(tmp_path / "0.png")
+    grey = {**data, "root": str(tmp_path), "authentic": None, "min_epoch_length": 8}
+    _, batch = views(CONTRIQUE(**SMALL, distortions=["saturate_hsv", "saturate_lab"]), grey)
+    assert (batch.classes == 0).all()
+
+
 def test_the_default_classes_are_those_of_the_paper_without_jpeg2000(data):
     assert CONTRIQUE(**SMALL).views.bank.class_of.size == 24 * 5
     assert CONTRIQUE(**SMALL, jpeg2000=True).views.bank.class_of.size == 25 * 5
