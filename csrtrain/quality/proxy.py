@@ -3,12 +3,15 @@
 Such a rating is a proxy. It knows the pristine image and no person, and is never called an opinion score.
 """
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
@@ -115,6 +118,24 @@ class ProxyData(LightningDataModule):
             names += [f"{address}: square {k}, {label}" for label in labels]
             numbers.append(np.full(1 + types, k % len(addresses), dtype=np.int64))
         return torch.cat(images), names, np.concatenate(ratings), np.concatenate(numbers)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write the images as PNG files and the manifest `ratings.csv` (path, proxy, group, split) into a new folder.
+
+        Returns:
+            Path of the manifest.
+        """
+        rated, folder = self.rated, Path(folder)
+        (folder / "images").mkdir(parents=True)
+        with (folder / "ratings.csv").open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["path", "proxy", "group", "split"])
+            for k, image in enumerate(self._images):
+                pixels = image.permute(1, 2, 0).numpy()
+                name = f"images/{rated.groups[k]:03d}-{k:04d}-{rated.addresses[k].rpartition(', ')[2]}.png"
+                Image.fromarray(pixels if len(image) == 3 else pixels[:, :, 0]).save(folder / name)
+                rows.writerow([name, rated.columns["proxy"][k], rated.groups[k], rated.columns["split"][k]])
+        return folder / "ratings.csv"
 
     @property
     def train_rows(self) -> NDArray[np.int64]:
