@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("views", "losses", "distortions", "loader", "ridge", "features", "resume", "kill")
+NAMES = ("views", "losses", "distortions", "loader", "ridge", "features", "scoring", "resume", "kill")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ import csrtrain
 from benchmarks import harness
 from csrtrain.controls import brisque_features
 from csrtrain.data import decode
+from csrtrain.metrics.correlation import srcc_draws
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
 from csrtrain.models.backbone import Backbone
@@ -92,17 +93,6 @@ def svr_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.
     return np.asarray(search.fit(h[train], y[train], groups=groups[train]).predict(h[~train]))
 
 
-def srcc_draws(scores: Array, y: Array, groups: NDArray[np.int64]) -> Array:
-    """(DRAWS,) SRCC of bootstrap samples of the groups, the same for every call with these groups."""
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    draws = np.empty(DRAWS)
-    for k in range(DRAWS):
-        rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-        draws[k] = spearmanr(scores[rows], y[rows]).statistic
-    return draws
-
-
 def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """A row per set of test images and kind of features."""
     y = np.array([float(row["mos"]) for row in rows])
@@ -122,7 +112,7 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
         test_groups, test_mos = group[~train], mos[~train]
         for clean in (False, True):
             kept = ~np.isin(test_groups, group[train]) if clean else np.ones(len(test_mos), dtype=bool)
-            draws = {name: srcc_draws(s[kept], test_mos[kept], test_groups[kept]) for name, s in scores.items()}
+            draws = {name: srcc_draws(s[kept], test_mos[kept], test_groups[kept], DRAWS) for name, s in scores.items()}
             for name, s in scores.items():
                 low, high = np.percentile(draws[name], [2.5, 97.5])
                 row: dict[str, Any] = {
