@@ -259,7 +259,7 @@ class UnlabeledData(LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def first_batch(self, images: int, epoch: int = 0) -> ImageBatch:
+    def first_batch(self, images: int, epoch: int) -> ImageBatch:
         """The first images of epoch 0, loaded in this process as for an epoch, to look at."""
         positions = np.arange(min(images, self.epoch_length), dtype=np.int64)
         key = BatchKey(epoch, 0, positions, self.order(0)[positions])
