@@ -1,8 +1,10 @@
 """Resume drill: a run stopped after any optimiser step ends bit-identical to one that was never stopped.
 
     python -m benchmarks resume
+    python -m benchmarks.resume --method contrique --write
 
-runs the full product of the factors below, a quarter of an hour on 2 cores; the tests run a pairwise subset.
+The first runs the full product of the factors below, three quarters of an hour of a core, the second a third of it; the
+tests run a pairwise subset.
 For every setting the uninterrupted run keeps a checkpoint of each step. From each of them the run is resumed to its
 end, and once it is stopped twice. Compared bit by bit: the stream of sample indices and view pixels from the stop on,
 and at the end weights, queue, optimiser, schedule and the data module's position.
@@ -242,10 +244,11 @@ def _worker(root: Path, settings: list[Setting], output: Path) -> None:
         output.write_text(json.dumps(rows))
 
 
-def run() -> harness.Result:
-    """The full product of the factors."""
+def run(method: str | None = None) -> harness.Result:
+    """The full product of the factors, or that of one method."""
+    settings = [setting for setting in product() if method in (None, setting.method)]
     with tempfile.TemporaryDirectory() as directory:
-        rows = drill_all(product(), Path(directory))
+        rows = drill_all(settings, Path(directory))
     bad = [row for row in rows if row["faults"]]
     table = [
         {**{name: row[name] for name in FACTORS}, "stops": row["stops"], "faults": "; ".join(row["faults"]) or "none"}
@@ -256,16 +259,28 @@ def run() -> harness.Result:
         f"epochs, and one run per setting stopped twice within an epoch): {len(bad)} settings with a fault.",
         "Compared bit by bit: samples and view pixels from the stop on; weights, queue, optimiser, schedule, position.",
     ]
-    return harness.Result("resume", "Resume: stopped after any step, ended as if never stopped", table, notes)
+    title = "Resume: stopped after any step, ended as if never stopped"
+    if method is None:
+        return harness.Result("resume", title, table, notes)
+    command = f"python -m benchmarks.resume --method {method} --write"
+    return harness.Result(f"resume_{method}", f"{title}: {method}", table, notes, command=command)
 
 
 def main() -> None:
-    """Entry point of the worker processes."""
+    """One method's drill; also the entry point of the worker processes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", type=Path, required=True)
-    parser.add_argument("--settings", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--method", choices=FACTORS["method"])
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.worker is None:
+        result = run(options.method)
+        result.show()
+        if options.write:
+            result.write()
+        return
     _worker(options.worker, [Setting(*values) for values in json.loads(options.settings)], options.output)
 
 
