@@ -148,8 +148,8 @@ def run() -> harness.Result:
         geometric = float(np.exp(np.mean(np.log(np.array(peers) / np.array(ours)))))
         mean["note"] = (
             f"of the ratios the mean is {np.mean(np.array(peers) / np.array(ours)):.2f}, the geometric mean "
-            f"{geometric:.2f}; {sum(r['verdict'] == 'gains' for r in rows)} of {len(rows)} types gain; without JPEG2000, "
-            f"the same codec on both sides, {without_codec:.2f}"
+            f"{geometric:.2f}; {sum(r['verdict'] == 'gains' for r in rows)} of {len(rows)} types gain; without "
+            f"JPEG2000, the same codec on both sides, {without_codec:.2f}"
         )
         plain = harness.compared(
             "the same, peers by the library's own functions", float(np.mean(ours)), float(np.mean(direct)), BAR

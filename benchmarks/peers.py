@@ -287,9 +287,8 @@ def median_cut(image: Bytes, colors: float, random: Random) -> Bytes:
 
 def through_hsv(image: Pixels, factor: float, random: Random) -> Pixels:
     hsv = color.rgb2hsv(image)
-    hsv[..., 0] = hsv[..., 0] if factor >= 0 else (hsv[..., 0] + 0.5) % 1
-    hsv[..., 1] = np.clip(abs(factor) * hsv[..., 1], 0, 1)
-    return color.hsv2rgb(hsv)
+    hsv[..., 1] *= factor
+    return np.clip(color.hsv2rgb(hsv), 0, 1)
 
 
 def rounded(image: Pixels, levels: float, random: Random) -> Pixels:

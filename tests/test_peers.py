@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.distortions import photographs
-from benchmarks.peers import PEERS
+from benchmarks.peers import DIRECT, PEERS
 from csrtrain.augment.bank import DistortionBank
 from csrtrain.augment.distort import NATURAL, ROWS
 
@@ -18,9 +18,9 @@ def images():
     return photographs(4, 96)
 
 
-def both(name, images, level):
+def both(name, images, level, peers=PEERS):
     """Ours and the peer's, in [0,1]: (n,3,H,W) each."""
-    bank, peer, n = DistortionBank([ROWS[name]]), PEERS[name], len(images)
+    bank, peer, n = DistortionBank([ROWS[name]]), peers[name], len(images)
     floats, random = images.float() / 255, np.random.default_rng(0)
     ours = bank(floats, bank.drawn(np.zeros((n, 1), dtype=np.int64), np.full((n, 1), level), np.arange(n)[:, None]))
     taken = (floats if peer.floats else images).permute(0, 2, 3, 1).numpy()
@@ -45,3 +45,10 @@ def test_the_palettes_of_ours_and_of_the_peer_are_as_large_and_as_near(images, l
     colors = ROWS["color_quantization"].values[int(level) - 1]
     for made in (ours, theirs):
         assert all(len(torch.unique(image.flatten(1), dim=1)[0]) <= colors for image in made)
+
+
+@pytest.mark.parametrize("level", [1.0, 3.0, 5.0])
+@pytest.mark.parametrize("name", ["saturate_hsv", "quantize_levels"])
+def test_a_plain_peer_does_what_ours_does(images, name, level):
+    ours, theirs = both(name, images, level, DIRECT)
+    assert float((ours - theirs).abs().mean()) < 0.004
