@@ -2,12 +2,15 @@
 
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs 44 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write
 
 train: CONTRIQUE (ResNet-18, 160 px) on `DIR/natural` as pristine images and the training images of `DIR/biq2021` as
 authentic ones. evaluate: features of full and half scale of every whole image, ridge regression on the published
 training split, its strength chosen by 5 folds by group inside it; SRCC on the published test split, and on that less
 the images that share a group with a training image. Per subset fitted on that subset, and both together. Intervals:
-95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0.
+95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0. domain:
+`csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of images,
+`csrtrain score` flags as out of domain.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -30,6 +33,7 @@ from sklearn.svm import SVR
 
 import csrtrain
 from benchmarks import harness
+from csrtrain.bundle import load_metric
 from csrtrain.controls import brisque_features
 from csrtrain.data import decode
 from csrtrain.metrics.correlation import srcc_draws
@@ -37,6 +41,7 @@ from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.score import score_images
 
 FOLDS = 5
 DRAWS = 2000
@@ -132,11 +137,62 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
     return found
 
 
+def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
+    """Fit a metric to the training split, score other images, and count the flags."""
+    runs.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(root / "biq2021")
+    manifest, run_dir, metric = runs / "biq2021.csv", runs / "nr_biq2021", runs / "nr_biq2021.safetensors"
+    with manifest.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "mos", "group", "split"])
+        for row in rows:
+            path = root / "biq2021" / "images" / row["image"]
+            writer.writerow([path, row["mos"], row["group"], row["split"]])
+    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "nr_linear", "--model.backbone", backbone]
+    command += ["--data.manifest", str(manifest), "--trainer.precision", "bf16-mixed", "--model.learning_curve", "true"]
+    subprocess.run([*command, "--trainer.default_root_dir", str(run_dir)], check=True)
+    subprocess.run([sys.executable, "-m", "csrtrain", "export", str(run_dir), "-o", str(metric)], check=True)
+    kinds: dict[str, list[str]] = {
+        "biq2021, test": [str(root / "biq2021" / "images" / row["image"]) for row in rows if row["split"] == "test"]
+    }
+    for name in ("natural", "chest_xray", "brain_mri", "hip_ultrasound", "drimdb"):
+        found = sorted(str(path) for path in (root / name).rglob("*.[jpJPb][pnPNm][egEGp]*"))
+        kinds[name] = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:500]]
+    loaded = load_metric(metric)
+    table: list[dict[str, Any]] = []
+    for name, addresses in kinds.items():
+        scored = score_images(loaded, addresses, bf16=True, workers=1)
+        flagged = scored["out_of_domain"].dropna().to_numpy(dtype=float)
+        interval = binomtest(int(flagged.sum()), len(flagged)).proportion_ci(method="wilson")
+        target = {"biq2021, test": (0.0, 0.05), "chest_xray": (0.9, 1.0)}.get(name)
+        table.append(
+            {
+                "images": f"{name}, {len(flagged)}",
+                "flagged": float(flagged.mean()),
+                "interval": f"[{interval.low:.3f}, {interval.high:.3f}]",
+                "target": "" if target is None else f"{target[0]:g} to {target[1]:g}",
+                "verdict": "" if target is None else "met" if target[0] <= flagged.mean() <= target[1] else "missed",
+                "median distance": float(scored["distance"].median()),
+                "median score": float(scored["score"].median()),
+            }
+        )
+    results = loaded.header.results
+    notes = [
+        f"Backbone trained {bundle_words(backbone)}",
+        f"SRCC on the test split {results['test/srcc']:.3f} [{results['test/srcc_low']:.3f}, "
+        f"{results['test/srcc_high']:.3f}], on held-out folds of train {results['held_out/srcc']:.3f}.",
+    ]
+    notes += ["Learning curve: " + (run_dir / "learning_curve.csv").read_text().replace("\n", "; ")]
+    title = "Images that a metric fitted to BIQ2021 flags as out of its domain"
+    command_line = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write"
+    return harness.Result("domain", title, table, notes, ("torch", "timm"), command_line)
+
+
 def main() -> None:
     """Train, or evaluate bundles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "evaluate"))
-    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE")
+    parser.add_argument("what", choices=("train", "evaluate", "domain"))
+    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="for domain one bundle")
     parser.add_argument("--epochs", type=int, default=44)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--precision", default="bf16-mixed")
@@ -149,6 +205,12 @@ def main() -> None:
     root = Path(os.environ["CSRTRAIN_DATA"])
     if options.what == "train":
         train(root, options.runs, options.epochs, options.precision, options.size)
+        return
+    if options.what == "domain":
+        result = domain(root, options.runs, options.bundles[0])
+        result.show()
+        if options.write:
+            result.write()
         return
     rows = read_rows(root / "biq2021")
     paths = [root / "biq2021" / "images" / row["image"] for row in rows]

@@ -133,7 +133,7 @@ def two_scales(backbone: Any, pixels: torch.Tensor) -> Array:
     backbone.eval()
     parts = []
     for chunk in pixels.split(50):
-        x = chunk.float() / 255
+        x = chunk.float().expand(-1, backbone.channels, -1, -1) / 255
         half = F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
         parts.append(torch.cat([F.normalize(backbone.representation(v), dim=1) for v in (x, half)], dim=1))
     return torch.cat(parts).double().numpy()
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("domain", choices=("natural", "mri"))
     parser.add_argument("--epochs", type=int, default=130)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=BUNDLE", help="another backbone beside")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     if "CSRTRAIN_DATA" not in os.environ:
@@ -270,12 +271,16 @@ def main() -> None:
     data = distorted(options.domain, images, channels)
     seed_everything(0, verbose=False)
     features = {name: two_scales(csrtrain.load(str(path)), data["pixels"]) for name, path in bundles.items()}
+    for argument in options.also:
+        name, path = argument.split("=", 1)
+        features[name] = two_scales(csrtrain.load(path), data["pixels"])
     features["untrained"] = two_scales(Backbone("resnet18", channels=channels), data["pixels"])
     features["pixel statistics"] = pixel_statistics(data["pixels"])
     features["hand-made statistics"] = handmade_statistics(data["pixels"])
     command = f"CSRTRAIN_DATA=DIR python -m benchmarks.distortion_probe {options.domain} --write"
     if options.epochs != 130:
         command += f" --epochs {options.epochs}"
+    command += "".join(f" --also {argument.split('=')[0]}=BUNDLE" for argument in options.also)
     title = f"Type and severity of distortions from a linear probe, {options.domain}"
     rows = evaluate(features, data)
     packages = ("torch", "timm", "lightning", "scikit-learn")
