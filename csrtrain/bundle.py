@@ -59,7 +59,8 @@ class MetricHeader:
         backbones: of each, the arguments that rebuild it and what its own bundle says of its training.
         input: channels, range of the values, and the intensity window of the images.
         features: of each backbone scales, l2, crops, and the filter that makes the smaller scales.
-        score: range and direction of the score; name, range and direction of the ratings that it was fitted to.
+        score: range and direction of the score, median score of pristine images (None where no rated image is one);
+            name, range and direction of the ratings that it was fitted to.
         domain: anchors (how many training images are kept), neighbors (whose mean distance is measured).
         training: method, data (digest and description, no names), seed.
         versions: packages by name.
@@ -148,6 +149,7 @@ def described_metric(
         score={
             "range": [0.0, 100.0],
             "direction": "higher is better",
+            "pristine": scale.pristine,
             "ratings": scale.name,
             "ratings_range": [scale.low, scale.high],
             "ratings_direction": "higher is better" if scale.higher_is_better else "lower is better",
@@ -247,7 +249,8 @@ def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str 
         contracts = [Contract(tuple(map(float, f["scales"])), bool(f["l2"]), f["crops"]) for f in header.features]
         low, high = map(float, header.score["ratings_range"])
         better = header.score["ratings_direction"] == "higher is better"
-        scale = RatingScale(low, high, better, str(header.score["ratings"]))
+        pristine = header.score["pristine"]
+        scale = RatingScale(low, high, better, str(header.score["ratings"]), pristine and float(pristine))
         anchors = tensors.get("domain.looks")
         metric = NoReferenceMetric(
             FrozenFeatures(backbones, contracts), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)

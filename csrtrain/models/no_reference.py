@@ -15,12 +15,14 @@ class RatingScale(NamedTuple):
     low, high: the range of the ratings; the score is 0 at its worst end and 100 at its best.
     higher_is_better: true of mos, false of dmos.
     name: of the ratings: mos, dmos or proxy.
+    pristine: median score of pristine images, where the ratings have some.
     """
 
     low: float
     high: float
     higher_is_better: bool = True
     name: str = "mos"
+    pristine: float | None = None
 
     @property
     def slope(self) -> float:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from csrtrain import bundle
-from csrtrain.data.manifest import SPLITS
+from csrtrain.data.manifest import SPLITS, Manifest
 from csrtrain.data.whole import WholeBatch
 from csrtrain.distributed import world_size
 from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
@@ -140,6 +140,10 @@ class NoReference(LightningModule):
         self.metric.domain.fit(torch.from_numpy(h[train]), torch.from_numpy(looks[train]), folds, data.seed)
         predicted = h.astype(np.float64) @ fitted.weights[best] + fitted.biases[best]
         predicted[train] = fitted.held_out[best]
+        if len(best_images := _pristine_rows(rated, rows)):
+            scale = self.metric.scale
+            median = float(np.median(predicted[best_images]))
+            self.metric.scale = scale._replace(pristine=median * scale.slope + scale.offset)
         self._report(data, predicted, ratings, groups, splits, float(self.alphas[best]))
         self._write_scores(rated.addresses, rows, splits, ratings, predicted)
         if self.learning_curve:
@@ -172,6 +176,8 @@ class NoReference(LightningModule):
             self.summary.append(
                 "The ratings are proxies, computed from pristine images: no opinion of people is in it."
             )
+        if scale.pristine is not None:
+            self.summary.append(f"Pristine images score {scale.pristine:.0f} of 100 (median).")
         self.log("alpha", alpha, on_step=False, on_epoch=True, batch_size=1)
         for split in SPLITS:
             of = splits == split
@@ -262,3 +268,9 @@ class NoReference(LightningModule):
             training={"method": "NoReference", "data": data.describe(), "seed": data.seed},
             results={name: value for name, value in measured.items() if value == value},
         )
+
+
+def _pristine_rows(rated: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of `rows` are pristine: references of others or of themselves."""
+    references = set(rated.references or []) - {""}
+    return np.array([k for k, row in enumerate(rows) if rated.addresses[row] in references], dtype=np.int64)

@@ -86,9 +86,11 @@ class ProxyData(LightningDataModule):
             self._images, names, ratings, sources = self._make()
             out = group_folds(sources, 5, self.seed) == 0
             splits = ["test" if held else "train" for held in out]
+            versions = len(names) // self.sources
+            pristine = [names[i - i % versions] for i in range(len(names))]
             columns = {"path": names, "proxy": [f"{rating:.10g}" for rating in ratings], "split": splits}
             lines = list(range(2, 2 + len(names)))
-            self._manifest = Manifest(self.path, names, None, ratings, "proxy", sources, splits, columns, lines)
+            self._manifest = Manifest(self.path, names, pristine, ratings, "proxy", sources, splits, columns, lines)
         return self._manifest
 
     def _make(self) -> tuple[Tensor, list[str], NDArray[np.float64], NDArray[np.int64]]:

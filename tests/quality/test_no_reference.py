@@ -100,6 +100,20 @@ def test_the_head_is_ridge_regression_on_frozen_features(rows, tmp_path, capsys)
     assert (tmp_path / "run" / "metrics.csv").exists()
 
 
+def test_the_score_of_pristine_images_is_kept(rows, tmp_path, capsys):
+    assert fit(tmp_path) == 0 and exported(tmp_path).header.score["pristine"] is None
+    for k, row in enumerate(rows):
+        row["reference"] = rows[k - k % 4]["path"]
+    write_manifest(tmp_path, rows)
+    assert fit(tmp_path, run="with") == 0
+    with (tmp_path / "with" / "scores.csv").open() as file:
+        predicted = [float(row["predicted"]) for row in csv.DictReader(file)]
+    metric = exported(tmp_path, "with")
+    median = (np.median(predicted[::4]) - metric.scale.low) * 100 / (metric.scale.high - metric.scale.low)
+    assert metric.header.score["pristine"] == pytest.approx(median) and metric.scale.pristine == pytest.approx(median)
+    assert f"Pristine images score {median:.0f} of 100" in capsys.readouterr().out
+
+
 def test_the_backbone_does_not_change(rows, tmp_path):
     assert fit(tmp_path) == 0
     before = bundle.load_backbone(tmp_path / "a.safetensors").state_dict()

@@ -50,6 +50,7 @@ def test_the_config_from_end_to_end(tmp_path, capsys):
     assert "(proxy, 0 to 1)" in said and "no opinion of people" in said and "mos" not in said
     assert main(["export", str(run), "-o", str(tmp_path / "m.safetensors")]) == 0
     header = csrtrain.load(tmp_path / "m.safetensors").header
+    assert header.score["pristine"] > 50
     assert header.score["ratings"] == "proxy" and "no opinion" in header.training["data"]["proxy"]
 
 
