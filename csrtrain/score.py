@@ -86,7 +86,7 @@ def extract(
         window, slice_axis: see `csrtrain.data.decode.read`.
     """
     place = _device(device)
-    model.to(place).eval()
+    model = model.folded().to(place).eval()
     features = np.empty((len(addresses), sum(model.sizes)), dtype=np.float32)
     broken: dict[int, str] = {}
     for batch in _tracked("Features", addresses, model.channels, batch_size, workers, window, slice_axis):
@@ -137,7 +137,7 @@ def score_images(
         `Assessment`), and error, which says why an image has no score.
     """
     place = _device(device)
-    metric.to(place).eval()
+    metric = metric.folded().to(place)
     values = np.full((len(addresses), 5), np.nan)
     errors = [""] * len(addresses)
     names = _names(addresses) if heatmaps is not None else []

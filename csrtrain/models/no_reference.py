@@ -1,5 +1,6 @@
 """The no-reference metric: frozen backbones, a linear head fitted to ratings, and the domain that it was fitted in."""
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,12 @@ class NoReferenceMetric(nn.Module):
             ValueError: other shapes, channels or types.
         """
         return self.score_of(self.features(images))
+
+    def folded(self) -> "NoReferenceMetric":
+        """A copy for inference alone, a tenth faster; see `FrozenFeatures.folded`."""
+        copied = copy.copy(self)
+        copied._modules = {**self._modules, "features": self.features.folded()}
+        return copied.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """As `score`."""

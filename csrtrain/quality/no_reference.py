@@ -85,6 +85,7 @@ class NoReference(LightningModule):
         self.folds = folds
         self.learning_curve = learning_curve
         self.summary: list[str] = []
+        self._folded: list[FrozenFeatures] = []
         self._rows: list[NDArray[np.int64]] = []
         self._features: list[NDArray[np.float32]] = []  # and behind them the appearance
 
@@ -106,6 +107,9 @@ class NoReference(LightningModule):
             )
         self.metric.scale = RatingScale(float(low), float(high), rated.higher_is_better, rated.rating_name)
 
+    def on_train_start(self) -> None:
+        self._folded = [self.metric.features.folded()]  # in a list: no part of the checkpoint
+
     def training_step(self, batch: list[WholeBatch], batch_idx: int) -> dict[str, Any]:
         with torch.no_grad():
             for part in batch:
@@ -113,7 +117,7 @@ class NoReference(LightningModule):
                 self._rows.append(np.array(part.rows, dtype=np.int64))
                 with torch.autocast(self.device.type, enabled=False):
                     looks = appearance(part.images)
-                h = self.metric.features(part.images).float()
+                h = self._folded[0](part.images).float()
                 self._features.append(torch.cat([h, looks], 1).cpu().numpy())
         if self.trainer.is_last_batch:
             self._fit()

@@ -138,3 +138,24 @@ def test_errors(backbone, images):
         FrozenFeatures([backbone, Backbone("test_resnet", channels=1)], [Contract(), Contract()])
     with pytest.raises(ValueError, match="Expected images .B,3,H,W., got .2, 1, 70, 90."):
         FrozenFeatures([backbone], [Contract()])(images[:, :1])
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "resnet18", "resnet50d", "resnetv2_50", "efficientnet_b0", "test_convnext"]
+)
+def test_folded_features_are_equal(name):
+    torch.manual_seed(0)
+    backbone = Backbone(name)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    model, x = FrozenFeatures([backbone], [Contract((1.0,))]).eval(), torch.rand(1, 3, 64, 64)
+    names = list(model.state_dict())
+    folded = model.folded()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-4)
+    assert list(model.state_dict()) == names
+    left = sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert left <= {"resnet18": 0, "test_resnet": 1, "resnet50d": 1}.get(name, 999)  # 1: behind a stem of three layers
