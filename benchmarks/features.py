@@ -3,7 +3,8 @@
     python -m benchmarks features
 
 The peer is what a user writes: the timm model in evaluation, no gradient, images in PyTorch's usual order of memory,
-full and half scale, each divided by its length. Ours is `FrozenFeatures.folded()`, as every verb uses it, in float32 and under bf16 autocast.
+full and half scale, each divided by its length. Ours is `FrozenFeatures.folded()`, as every verb uses it, in float32
+and under bf16 autocast.
 """
 
 import numpy as np
