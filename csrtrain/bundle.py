@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from csrtrain.models import weights
@@ -21,6 +22,7 @@ from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 _PACKAGES = ("csrtrain", "torch", "torchvision", "lightning", "timm", "lightly", "kornia")
+_DIRECTIONS = ("higher is better", "lower is better")
 _METRIC = "metric."  # prefix of its tensors in a checkpoint
 
 
@@ -148,11 +150,11 @@ def described_metric(
         ],
         score={
             "range": [0.0, 100.0],
-            "direction": "higher is better",
+            "direction": _DIRECTIONS[0],
             "pristine": scale.pristine,
             "ratings": scale.name,
             "ratings_range": [scale.low, scale.high],
-            "ratings_direction": "higher is better" if scale.higher_is_better else "lower is better",
+            "ratings_direction": _DIRECTIONS[0 if scale.higher_is_better else 1],
         },
         domain={"anchors": len(metric.domain.looks), "neighbors": NEIGHBORS},
         training=training,
@@ -242,21 +244,41 @@ def _loaded_backbone(header: BundleHeader, path: str | Path) -> Backbone:
     return backbone.eval()
 
 
+def _check_metric(header: MetricHeader) -> None:
+    """Refuse what would change a score without a word."""
+    window = header.input["window"]
+    if window not in ("header", "full") and not (
+        isinstance(window, list) and len(window) == 2 and all(isinstance(value, int | float) for value in window)
+    ):
+        raise ValueError(f"window {window!r}")
+    if header.score["ratings_direction"] not in _DIRECTIONS:
+        raise ValueError(f"direction {header.score['ratings_direction']!r}")
+    for contract in header.features:
+        if not isinstance(contract["l2"], bool) or not isinstance(contract["crops"], int | None):
+            raise ValueError(f"features {contract!r}")
+
+
 def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str | Path) -> NoReferenceMetric:
     """The metric of a header with exactly these tensors in it."""
     try:
+        _check_metric(header)
         backbones = [Backbone(**checked_arguments({"backbone": b["arguments"]}, path)) for b in header.backbones]
-        contracts = [Contract(tuple(map(float, f["scales"])), bool(f["l2"]), f["crops"]) for f in header.features]
+        contracts = [Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"]) for f in header.features]
         low, high = map(float, header.score["ratings_range"])
-        better = header.score["ratings_direction"] == "higher is better"
-        pristine = header.score["pristine"]
+        better = header.score["ratings_direction"] == _DIRECTIONS[0]
+        pristine = header.score.get("pristine")
         scale = RatingScale(low, high, better, str(header.score["ratings"]), pristine and float(pristine))
         anchors = tensors.get("domain.looks")
         metric = NoReferenceMetric(
             FrozenFeatures(backbones, contracts), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)
         )
         metric.load_state_dict(tensors, strict=True)
-    except (KeyError, TypeError, RuntimeError) as error:
+        wrong = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        if wrong or header.domain["anchors"] != len(metric.domain.looks) != 0:
+            raise RuntimeError(f"not finite: {wrong[:3]}" if wrong else "another number of training images")
+        if header.input["channels"] != metric.features.channels:
+            raise RuntimeError("other channels")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ValueError(
             f"Expected the weights and header of a metric in {path}, got others: {reason}. Use another copy."

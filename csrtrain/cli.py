@@ -71,12 +71,14 @@ def _export(args: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory or checkpoint file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write (.safetensors)")
-    parser.add_argument("--onnx", type=Path, help="write a metric as ONNX too (.onnx)")
+    parser.add_argument("--onnx", type=Path, help="write a metric as ONNX too (.onnx), for images of 64 px to 1 MP")
     options = parser.parse_args(args)
 
     from csrtrain import bundle, onnx
     from csrtrain.runs import checkpoints
 
+    if options.onnx is not None:
+        onnx.check(options.onnx)
     checkpoint = checkpoints.newest(options.run) if options.run.is_dir() else options.run
     if checkpoint is None:
         raise ValueError(f"Expected a run with a checkpoint, got {options.run} without one. Train it first.")
@@ -215,8 +217,14 @@ def _score(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.output.suffix not in (".csv", ".parquet"):
         raise ValueError(f"Expected a name that ends in .csv or .parquet, got {options.output}. Change the name.")
-    if not options.output.parent.is_dir():
-        raise ValueError(f"Expected a folder that exists for {options.output}, got none. Create it.")
+    if not os.access(options.output.parent, os.W_OK) or options.output.is_dir():
+        raise ValueError(f"Expected a file in a folder that can be written to, got {options.output}. Name another.")
+    if options.batch_size < 1 or options.workers < 0:
+        raise ValueError(
+            f"Expected --batch-size >= 1, --workers >= 0, got {options.batch_size}, {options.workers}. Correct them."
+        )
+
+    import torch
 
     from csrtrain import bundle, score
     from csrtrain.data.index import addresses_of
@@ -224,6 +232,13 @@ def _score(args: list[str]) -> int:
     metric = bundle.load_metric(options.metric)
     addresses = [a for path in options.paths for a in addresses_of(path, options.column, options.slice_axis)]
     if options.heatmap is not None:
+        metric.heatmap(torch.zeros(1, metric.features.channels, 64, 64))  # refused before the work if it has none
+        inside = [path for path in options.paths if options.heatmap.resolve().is_relative_to(Path(path).resolve())]
+        if inside:
+            raise ValueError(
+                f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
+                "score them."
+            )
         options.heatmap.mkdir(parents=True, exist_ok=True)
     table = score.score_images(
         metric,
@@ -237,8 +252,9 @@ def _score(args: list[str]) -> int:
     )
     score.write_table(options.output, table)
     volumes = score.volumes(table)
+    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+    beside.unlink(missing_ok=True)  # of an earlier call
     if len(volumes):
-        beside = options.output.with_suffix(f".volumes{options.output.suffix}")
         score.write_table(beside, volumes)
         print(f"Wrote {beside}: {len(volumes)} volumes.")
     good = table[table["error"] == ""]

@@ -1,5 +1,6 @@
 """A no-reference metric as an ONNX file, for use without torch."""
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -18,6 +19,19 @@ from csrtrain.models.no_reference import NoReferenceMetric
 OPSET = 18
 _SIZES = ((2, 96, 128), (1, 131, 97), (3, 64, 64))  # of the images that the file is checked with
 _TOLERANCE = 1e-3  # of a score from 0 to 100
+
+
+def check(path: Path) -> None:
+    """Refuse a name that does not end in `.onnx`, and missing packages.
+
+    Raises:
+        ValueError: one of them.
+    """
+    if path.suffix != ".onnx":
+        raise ValueError(f"Expected a name that ends in .onnx, got {path}. Change the name.")
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"Expected the packages of ONNX, got no {', '.join(missing)}. pip install 'csrtrain[onnx]'.")
 
 
 class _Whole(nn.Module):
@@ -46,8 +60,9 @@ class _Whole(nn.Module):
 def export_onnx(metric: NoReferenceMetric, path: str | Path) -> float:
     """Write a metric as ONNX and compare what onnxruntime makes of it with torch.
 
-    The file takes `images`, float32 (B,C,H,W) in [0,1] of any B, H and W from 64 px, whole without tiles, and gives
-    `score`, (B,). The header of the bundle is its metadata `csrtrain`.
+    The file takes `images`, float32 (B,C,H,W) in [0,1], and gives `score`, (B,). H and W are at least 64 px, and H
+    * W at most 1024 * 1024: larger images go in tiles in torch, and would get other scores here. The header of the
+    bundle is its metadata `csrtrain`.
 
     Args:
         metric: from `csrtrain.load`.
@@ -61,17 +76,13 @@ def export_onnx(metric: NoReferenceMetric, path: str | Path) -> float:
             differ.
     """
     path = Path(path)
-    if path.suffix != ".onnx":
-        raise ValueError(f"Expected a name that ends in .onnx, got {path}. Change the name.")
+    check(path)
     for contract in metric.features.contracts:
         if contract.crops or not set(contract.scales) <= {1.0, 0.5}:
             raise ValueError(f"Expected whole images at scales 1 and 0.5 for ONNX, got {contract}. Fit another metric.")
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"Expected the packages of ONNX, got none ({error}). pip install 'csrtrain[onnx]'.") from None
+    import onnx
+    import onnxruntime
+
     whole = _Whole(metric).eval()
     dynamic = torch.export.Dim.DYNAMIC
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +102,7 @@ def export_onnx(metric: NoReferenceMetric, path: str | Path) -> float:
         )
     model = program.model_proto
     text = json.dumps(asdict(metric.header), sort_keys=True) if metric.header else "{}"
-    onnx.helper.set_model_props(model, {"csrtrain": text})
+    onnx.helper.set_model_props(model, {"csrtrain": text, "images": "float32 (B,C,H,W) in [0,1], 64 px to 1 MP"})
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0

@@ -30,6 +30,8 @@ def views(args: list[str], images: int = 6) -> Path:
         Path of the picture.
     """
     cli = TrainingCLI(args, run=False)
+    if not hasattr(cli.datamodule, "first_batch"):
+        raise ValueError("Expected a config of pretraining, which has views to look at, got another. Name another.")
     path = _png(cli.config.get("output"))
     data: Any = cli.datamodule
     model: Any = cli.model

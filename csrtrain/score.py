@@ -26,6 +26,7 @@ from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric
 
 _LONGEST = 1024  # px: side of a drawn heat-map
+_LONGEST_NAME = 200  # characters of a file name
 _OPAQUE = 0.55  # of the colours over the image
 
 
@@ -147,14 +148,21 @@ def score_images(
         if batch.images is None:
             errors[batch.rows[0]] = batch.reason
             continue
-        images = batch.images.to(place)
-        with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-            found = metric.assess(images)
-            values[batch.rows] = torch.stack([column.float() for column in found], 1).cpu().numpy()
-            if heatmaps is not None:
-                maps = metric.heatmap(images).float().cpu()
-                for row, image, contributions in zip(batch.rows, batch.images, maps, strict=True):
-                    _write_heatmap(Path(heatmaps) / names[row], image, contributions)
+        for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
+            if not np.isnan(values[rows, 0]).all():  # done with the whole batch
+                continue
+            try:
+                with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+                    found = torch.stack([column.float() for column in metric.assess(images.to(place))], 1).cpu().numpy()
+                    if not np.isfinite(found[:, 0]).all():
+                        raise ValueError("Expected a finite score, got none. Use another metric.")
+                    maps: Any = metric.heatmap(images.to(place)).float().cpu() if heatmaps is not None else ()
+                for row, image, contributions in zip(rows, images, maps, strict=False):
+                    _write_heatmap(Path(str(heatmaps)) / names[row], image, contributions)
+                values[rows] = found
+            except Exception as error:  # one image must not cost the scores of all others
+                if len(rows) == 1:
+                    errors[rows[0]] = f"{addresses[rows[0]]}: {' '.join(str(error).split()) or type(error).__name__}"
     table = pd.DataFrame({"path": list(addresses)})
     table["score"], table["rating"] = values[:, 0], values[:, 1]
     table["out_of_range"] = pd.array(values[:, 2], dtype="Float64").astype("boolean")
@@ -164,9 +172,17 @@ def score_images(
     return table
 
 
+def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tensor]]:
+    """A batch, and its images alone for the case that it fails."""
+    assert batch.images is not None
+    yield batch.rows, batch.images
+    for k, row in enumerate(batch.rows):
+        yield [row], batch.images[k : k + 1]
+
+
 def volumes(table: pd.DataFrame) -> pd.DataFrame:
     """Of each file that has several rows, `file#k`: slices scored, mean, 10th percentile, and the worst slice."""
-    sliced = table[table["path"].str.contains("#") & table["score"].notna()]
+    sliced = table[table["path"].map(lambda path: decode.split(path)[1] is not None) & table["score"].notna()]
     rows = []
     for path, slices in sliced.groupby(sliced["path"].map(lambda address: decode.split(address)[0]), sort=False):
         scores = slices["score"]
@@ -194,7 +210,14 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def _device(name: str) -> torch.device:
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"Expected a device that this machine has, got {name}. Use cpu, cuda or auto.") from None
+    return device
 
 
 def _window(header: Any) -> Window:
@@ -222,8 +245,16 @@ def _tracked(
 
 def _names(addresses: Sequence[str]) -> list[str]:
     """A different file name for each address, from the part of the path that differs."""
+    if not addresses:
+        return []
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(address)) for address in addresses])
-    return [re.sub(r"[^\w.-]+", "_", os.path.relpath(os.path.abspath(address), folder)) for address in addresses]
+    taken: dict[str, int] = {}
+    names = []
+    for address in addresses:
+        name = re.sub(r"[^\w.-]+", "_", os.path.relpath(os.path.abspath(address), folder))[-_LONGEST_NAME:]
+        taken[name.lower()] = taken.get(name.lower(), 0) + 1
+        names.append(name if taken[name.lower()] == 1 else f"{name}-{taken[name.lower()]}")
+    return names
 
 
 def _write_heatmap(path: Path, image: Tensor, contributions: Tensor) -> None:

@@ -180,7 +180,13 @@ class TrainingCLI(LightningCLI):
         if interactive:
             callbacks.append(RichProgressBar())
         config["enable_model_summary"] = bool(config["enable_model_summary"])  # off unless asked for
-        if not isinstance(self._get(self.config_init, "model"), NoReference):
+        if isinstance(self._get(self.config_init, "model"), NoReference):
+            if self.subcommand != "fit":
+                raise ValueError(
+                    f"Expected fit for a no-reference head, got {self.subcommand}. Its measures are in the summary of "
+                    "fit and in scores.csv of the run; csrtrain score scores other images."
+                )
+        else:
             callbacks += [RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
         config["callbacks"] = [*callbacks, *_as_list(self._keep)]
         return Trainer(**config)
@@ -190,6 +196,10 @@ class TrainingCLI(LightningCLI):
         if self._resume is not None:
             stored = read_torch(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
+            if isinstance(model, NoReference) and step > 0:
+                model.check_stored(stored, self.datamodule)
+                rank_zero_only(print)("This run is complete. csrtrain export makes the metric; --fresh begins anew.")
+                return
             if 0 <= self.trainer.max_steps <= step or 0 <= (self.trainer.max_epochs or -1) <= epoch:
                 rank_zero_only(print)(
                     f"This run is complete: {step} steps. Raise trainer.max_epochs or max_steps to train on, or begin "

@@ -190,7 +190,7 @@ def test_heat_maps_sum_to_the_scores(folder, metric):
     [
         (["a.safetensors", "images", "-o", "s.csv"], "Expected the bundle of a metric, got one of a backbone"),
         (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
-        (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a folder that exists"),
+        (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a file in a folder that can be written to"),
         (["none.safetensors", "images", "-o", "s.csv"], "none.safetensors"),
         (["m.safetensors", "none", "-o", "s.csv"], "none"),
     ],
@@ -220,3 +220,93 @@ def test_a_metric_bundle_is_checked(folder, metric):
         bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
         with pytest.raises(ValueError, match="Expected"):
             bundle.load(folder / "x.safetensors")
+
+
+def test_names_of_heat_maps_differ():
+    paths = ["/x/a b.png", "/x/a_b.png", "/x/sub/1.png", "/x/sub_1.png", "/x/" + "n" * 300 + ".png", "/x/A_b.png"]
+    names = score._names(paths)
+    assert len({name.lower() for name in names}) == len(paths) and max(map(len, names)) < 220
+    assert names[0] == "a_b.png" and names[1] == "a_b.png-2"
+
+
+def test_maps_sum_to_the_score_in_bf16_too(folder, metric):
+    assert run_score(folder, folder / "images", extra=("--heatmap", str(folder / "maps"), "--bf16")) == 0
+    table = pd.read_csv(folder / "s.csv")
+    maps = sorted((folder / "maps").glob("*.npy"))
+    for path, value in zip(maps, table["score"], strict=True):
+        assert np.load(path).sum() == pytest.approx(value, abs=0.02)  # the features of both are rounded to bf16
+
+
+def test_maps_are_not_written_among_the_images(folder, metric, capsys):
+    assert run_score(folder, folder / "images", extra=("--heatmap", str(folder / "images" / "maps"))) == 2
+    assert "outside of" in capsys.readouterr().err
+
+
+def test_one_image_that_fails_does_not_cost_the_others(folder, metric, monkeypatch):
+    whole = NoReferenceMetric.assess
+
+    def failing(self, images):
+        if images.shape[2] == 70 and (len(images) > 1 or int(images[0, 0, 0, 0]) == first):
+            raise RuntimeError("out of memory")
+        return whole(self, images)
+
+    first = int(np.asarray(Image.open(folder / "images" / "2.png"))[0, 0, 0])
+    monkeypatch.setattr(NoReferenceMetric, "assess", failing)
+    assert run_score(folder, folder / "images") == 1
+    table = pd.read_csv(folder / "s.csv")
+    assert table["score"].isna().tolist() == [k == 2 for k in range(6)]
+    assert "2.png: out of memory" in table["error"][2]
+
+
+def test_a_score_that_is_no_number_is_an_error(folder, metric):
+    metric.head.bias.data.fill_(float("nan"))
+    table = score.score_images(metric, [str(folder / "images" / "0.png")])
+    assert table["score"].isna().all() and "finite score" in table["error"][0]
+
+
+def test_the_metric_of_the_caller_stays_as_it_is(folder, metric):
+    before = {name: value.data_ptr() for name, value in metric.state_dict().items()}
+    score.score_images(metric, [str(folder / "images" / "0.png")])
+    assert {name: value.data_ptr() for name, value in metric.state_dict().items()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(("--device", "gpu"), "Expected a device"), (("--batch-size", "0"), "--batch-size")]
+)
+def test_wrong_options_of_score(folder, metric, capsys, options, message):
+    assert run_score(folder, folder / "images", extra=options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_name_with_a_hash_is_no_volume(folder, metric):
+    (folder / "s.volumes.csv").write_text("old")
+    (folder / "images" / "0.png").rename(folder / "images" / "a#1.png")
+    assert run_score(folder, folder / "images") == 0
+    assert not (folder / "s.volumes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "images", [torch.full((1, 3, 64, 64), 7.0), -torch.ones(1, 3, 64, 64), torch.full((1, 3, 64, 64), torch.nan)]
+)
+def test_values_beyond_0_to_1_are_refused(metric, images):
+    for method in (metric.score, metric.assess):
+        with pytest.raises(ValueError, match=r"Expected values in \[0,1\], got"):
+            method(images)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("score", {"ratings_direction": "Higher is better"}),
+        ("score", {"ratings_range": ["a", "b"]}),
+        ("input", {"window": "abc"}),
+        ("input", {"channels": 1}),
+        ("domain", {"anchors": 7}),
+    ],
+)
+def test_a_tampered_header_is_refused(folder, metric, key, change):
+    described = bundle.described_metric(metric, "header", {}, {})
+    described[key] = {**described[key], **change}
+    bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+    with pytest.raises(ValueError, match="x.safetensors"):
+        bundle.load(folder / "x.safetensors")

@@ -32,7 +32,7 @@ class Manifest:
         references: (N,) of the pristine images, or None where there is no such column; "" where a row has none.
         ratings: (N,) float64 as they stand in the file.
         rating_name: one of `RATINGS`.
-        groups: (N,) int64; rows of one reference or one group share it.
+        groups: (N,) int64; rows of one file (slices, several raters), one reference or one group share it.
         splits: (N,) one of `SPLITS`, or None where there is no such column.
         columns: every column of the file, by name, as text.
         lines: (N,) line of the file in which each row ends; the header is line 1.
@@ -214,7 +214,7 @@ def _markers(
 
 
 def _groups(addresses: list[str], references: list[str] | None, groups: list[str] | None) -> NDArray[np.int64]:
-    """(N,) rows that share a reference or a group, directly or through others, share a number."""
+    """(N,) rows that share a file, a reference or a group, directly or through others, share a number."""
     parent = list(range(len(addresses)))
 
     def root(i: int) -> int:
@@ -223,7 +223,8 @@ def _groups(addresses: list[str], references: list[str] | None, groups: list[str
             i = parent[i]
         return i
 
-    for names in (references, groups):
+    files = [os.path.realpath(decode.split(address)[0]) if address else "" for address in addresses]
+    for names in (files, references, groups):
         first: dict[str, int] = {}
         for i, name in enumerate(names or []):
             if name:

@@ -10,28 +10,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 from csrtrain.data.manifest import Manifest, read_manifest
-from csrtrain.data.whole import WholeBatch, WholeImages, joined
+from csrtrain.data.whole import WholeBatch, WholeImages
 from csrtrain.distributed import rank, world_size
 
 
-class _Steps(Dataset[list[WholeBatch]]):
-    """A step is some images of this rank, those of one shape together; the last step of a rank may be empty."""
+class _Own(Dataset[WholeBatch]):
+    """The images of one rank, one at a time; -1 is none, for ranks that have fewer."""
 
-    def __init__(self, images: WholeImages, steps: list[NDArray[np.int64]]) -> None:
+    def __init__(self, images: WholeImages) -> None:
         self.images = images
-        self.steps = steps
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, step: int) -> list[WholeBatch]:
-        groups: dict[Any, list[WholeBatch]] = {}
-        for i in self.steps[step]:
-            found = self.images[int(i)]
-            if found.images is None:
-                raise decode.DecodeError(found.reason)
-            groups.setdefault((found.images.shape, found.images.dtype), []).append(found)
-        return [joined(group) for group in groups.values()]
+    def __getitem__(self, i: int) -> WholeBatch:
+        return self.images[i] if i >= 0 else WholeBatch([], None)
 
 
 class ScoredData(LightningDataModule):
@@ -44,9 +34,10 @@ class ScoredData(LightningDataModule):
         path_column: its column of images.
         rating_range: lowest and highest rating that the scale has; by default those of the training images. The score
             is 0 at the worse and 100 at the better.
-        batch_size: images per step and device.
+        batch_size: most images that go through the backbones at once, per device; fewer where they are large.
         workers: loader processes per device.
         slice_axis: axis along which NIfTI volumes are cut.
+        max_broken: images that may be broken before the fit is refused; they are left out, and named.
         max_megapixels: larger images are refused before they are decoded.
         seed: linked to `seed_everything` on the command line.
     """
@@ -59,6 +50,7 @@ class ScoredData(LightningDataModule):
         batch_size: int = 16,
         workers: int = 2,
         slice_axis: int = 2,
+        max_broken: int = 0,
         max_megapixels: float = 200.0,
         seed: int = 0,
     ) -> None:
@@ -75,6 +67,7 @@ class ScoredData(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.slice_axis = slice_axis
+        self.max_broken = max_broken
         self.max_megapixels = max_megapixels
         self.seed = int(seed)
         self.epoch = 0
@@ -100,15 +93,15 @@ class ScoredData(LightningDataModule):
         splits = self.rated.splits
         return np.array([i for i in range(len(self.rated)) if splits is None or splits[i] == "train"], dtype=np.int64)
 
-    def train_dataloader(self) -> DataLoader[list[WholeBatch]]:
-        """Every image once over all ranks, as many steps on each."""
+    def train_dataloader(self) -> DataLoader[WholeBatch]:
+        """Every image once over all ranks, one per step, as many steps on each rank."""
         images = WholeImages(self.rated.addresses, self.channels, self.window, self.slice_axis, self.max_megapixels)
-        own = np.arange(rank(), len(images), world_size(), dtype=np.int64)
-        longest = -(-len(images) // world_size())
-        steps = [own[start : start + self.batch_size] for start in range(0, longest, self.batch_size)]
+        own = list(range(rank(), len(images), world_size()))
+        own += [-1] * (-(-len(images) // world_size()) - len(own))
         return DataLoader(
-            _Steps(images, steps),
+            _Own(images),
             batch_size=None,
+            sampler=own,
             num_workers=self.workers,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),

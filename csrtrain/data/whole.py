@@ -82,24 +82,45 @@ def whole_images(
     """
     images = WholeImages(addresses, channels, window, slice_axis, max_megapixels)
     loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_is)
-    waiting: dict[tuple[torch.Size, torch.dtype], list[WholeBatch]] = {}
+    groups = Groups(batch_size)
     for found in loader:
         if found.images is None:
             yield found
-            continue
+        elif (ready := groups.add(found)) is not None:
+            yield ready
+    yield from groups.rest()
+
+
+class Groups:
+    """Single images, gathered to batches of equal shape and depth; few wait, and large ones do not.
+
+    Args:
+        batch_size: most images of a batch.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._waiting: dict[tuple[torch.Size, torch.dtype], list[WholeBatch]] = {}
+
+    def add(self, found: WholeBatch) -> WholeBatch | None:
+        """Take an image that could be read; the batch that is ready then, if one is."""
+        assert found.images is not None
         key = (found.images.shape, found.images.dtype)
-        group = waiting.setdefault(key, [])
+        group = self._waiting.setdefault(key, [])
         group.append(found)
-        if len(group) >= min(batch_size, max(1, _PIXELS // found.images.shape[2:].numel())):
-            yield joined(waiting.pop(key))
-        elif sum(map(len, waiting.values())) >= _WAITING * batch_size:
-            yield joined(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
-    for group in waiting.values():
-        yield joined(group)
+        if len(group) >= min(self.batch_size, max(1, _PIXELS // found.images.shape[2:].numel())):
+            return _joined(self._waiting.pop(key))
+        if sum(map(len, self._waiting.values())) >= _WAITING * self.batch_size:
+            return _joined(self._waiting.pop(max(self._waiting, key=lambda key: len(self._waiting[key]))))
+        return None
+
+    def rest(self) -> Iterator[WholeBatch]:
+        """What still waits."""
+        while self._waiting:
+            yield _joined(self._waiting.popitem()[1])
 
 
-def joined(group: list[WholeBatch]) -> WholeBatch:
-    """Batches of images of one shape as one batch."""
+def _joined(group: list[WholeBatch]) -> WholeBatch:
     images = [found.images for found in group if found.images is not None]
     return WholeBatch([row for found in group for row in found.rows], torch.cat(images))
 

@@ -52,6 +52,8 @@ def srcc_draws(scores: Array, ratings: Array, groups: NDArray[np.int64], draws: 
 
 
 def srcc_interval(scores: Array, ratings: Array, groups: NDArray[np.int64]) -> tuple[float, float]:
-    """The 95 % interval of SRCC, groups drawn with replacement."""
+    """The 95 % interval of SRCC, groups drawn with replacement; NaN for fewer than five groups, which say nothing."""
+    if len(np.unique(groups)) < 5:
+        return math.nan, math.nan
     low, high = np.nanpercentile(srcc_draws(scores, ratings, groups), [2.5, 97.5])
     return float(low), float(high)

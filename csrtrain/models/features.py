@@ -69,9 +69,10 @@ class FrozenFeatures(nn.Module):
         if len(channels) > 1:
             raise ValueError(f"Expected backbones of the same channels, got {channels}. Use others.")
         for contract in contracts:
-            if not contract.scales or min(contract.scales) <= 0 or (contract.crops or _LEAST) < _LEAST:
+            scales = contract.scales
+            if not scales or not all(1 / 16 <= s <= 4 for s in scales) or (contract.crops or _LEAST) < _LEAST:
                 raise ValueError(
-                    f"Expected scales above 0 and crops of {_LEAST} px or more, got {contract}. Correct it."
+                    f"Expected scales from 1/16 to 4 and crops of {_LEAST} px or more, got {contract}. Correct it."
                 )
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
@@ -129,14 +130,15 @@ class FrozenFeatures(nn.Module):
             part, h = torch.zeros_like(total), total.new_zeros((len(images), len(w)))
             for piece in _pieces(images, contract, scale):
                 f = backbone.pooled_map(_cut(images, piece, contract, scale)).float()  # (B,D,r,c)
-                mean = f.mean((2, 3))
-                local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel())
-                if contract.l2 and contract.crops:
-                    local = local / mean.norm(dim=1).clamp(min=1e-12)[:, None, None]
-                h = h + piece.share * mean
-                down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
-                right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
-                part = part + down.T @ local @ right
+                with torch.autocast(images.device.type, enabled=False):
+                    mean = f.mean((2, 3))
+                    local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel())
+                    if contract.l2 and contract.crops:
+                        local = local / mean.norm(dim=1).clamp(min=1e-12)[:, None, None]
+                    h = h + piece.share * mean
+                    down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
+                    right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
+                    part = part + down.T @ local @ right
             if contract.l2 and not contract.crops:
                 part = part / h.norm(dim=1).clamp(min=1e-12)[:, None, None]
             total = total + part

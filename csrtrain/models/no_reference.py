@@ -78,14 +78,15 @@ class NoReferenceMetric(nn.Module):
         """(B,C,H,W) uint8, or float in [0,1], any size -> (B,) float32; differentiable.
 
         Raises:
-            ValueError: other shapes, channels or types.
+            ValueError: other shapes, channels, types, or values (not looked at where a gradient is asked for).
         """
+        _check_range(images)
         return self.score_of(self.features(images))
 
     def folded(self) -> "NoReferenceMetric":
         """A copy for inference alone, a tenth faster; see `FrozenFeatures.folded`."""
-        copied = copy.copy(self)
-        copied._modules = {**self._modules, "features": self.features.folded()}
+        copied = copy.deepcopy(self)
+        copied.features = self.features.folded()
         return copied.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,11 +96,12 @@ class NoReferenceMetric(nn.Module):
     @torch.no_grad()
     def assess(self, images: Tensor) -> Assessment:
         """Score, and whether it can be trusted; images as for `score`."""
+        _check_range(images)
         h = self.features(images)
         score = self.score_of(h)
         with torch.autocast(h.device.type, enabled=False):
             distance = self.domain(h, appearance(images))
-        return Assessment(score, self._rating(h), (score < 0) | (score > 100), distance, distance > 1)
+        return Assessment(score, self._rating(h), (score < 0) | (score > 100), distance, ~(distance <= 1))
 
     @torch.no_grad()
     def heatmap(self, images: Tensor) -> Tensor:
@@ -120,3 +122,11 @@ class NoReferenceMetric(nn.Module):
     def score_of(self, h: Tensor) -> Tensor:
         """Features (B,F) -> (B,) scores."""
         return self._rating(h) * self.scale.slope + self.scale.offset
+
+
+def _check_range(images: Tensor) -> None:
+    """Values that would give a wrong score without a word: 0 to 255 as floats, -1 to 1, NaN."""
+    if images.is_floating_point() and not images.requires_grad and images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"Expected values in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from csrtrain import bundle
+from csrtrain.data.decode import DecodeError
 from csrtrain.data.manifest import SPLITS, Manifest
-from csrtrain.data.whole import WholeBatch
+from csrtrain.data.whole import Groups, WholeBatch
 from csrtrain.distributed import world_size
 from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
 from csrtrain.metrics.representation import group_folds
@@ -26,6 +28,7 @@ from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 _FEWEST = 20  # ratings of the learning curve's first point, which doubles
 _DRAWS = 10  # of each size
+_LISTED = 20  # broken images, at most
 
 Array = NDArray[np.float64]
 
@@ -48,6 +51,7 @@ class NoReference(LightningModule):
         folds: of whole groups, inside train.
         learning_curve: also fit to 20, 40, 80, ... of the training ratings, ten times each, and write SRCC on the test
             rows (val without them, a fifth of the groups without both) to `learning_curve.csv`.
+        weights: of timm names: `none` (untrained), a path, or `imagenet` (from a local cache).
     """
 
     def __init__(
@@ -60,19 +64,22 @@ class NoReference(LightningModule):
         alphas: list[float] | None = None,
         folds: int = 5,
         learning_curve: bool = False,
+        weights: str = "none",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the head is solved for; DDP wants a parameter that could be trained
         if folds < 2:
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
         names = [backbone] if isinstance(backbone, str) else backbone
-        backbones = [bundle.load_backbone(n) if n.endswith(".safetensors") else Backbone(n, channels) for n in names]
+        backbones = [
+            bundle.load_backbone(n) if n.endswith(".safetensors") else Backbone(n, channels, weights) for n in names
+        ]
         contracts = []
         for one in backbones:
             declared: dict[str, Any] = one.header.features if one.header else {"scales": [1.0, 0.5], "l2": True}
             contracts.append(
                 Contract(
-                    tuple(float(scale) for scale in (scales or declared["scales"])),
+                    tuple(float(scale) for scale in (declared["scales"] if scales is None else scales)),
                     bool(declared["l2"] if l2 is None else l2),
                     crops,
                 )
@@ -85,13 +92,22 @@ class NoReference(LightningModule):
         self.folds = folds
         self.learning_curve = learning_curve
         self.summary: list[str] = []
+        self.untrained = [n for n in names if not n.endswith(".safetensors")] if weights == "none" else []
         self._folded: list[FrozenFeatures] = []
+        self._groups = Groups(16)
+        self._broken: dict[int, str] = {}
+        self._results: dict[str, float] = {}
         self._rows: list[NDArray[np.int64]] = []
         self._features: list[NDArray[np.float32]] = []  # and behind them the appearance
 
     def setup(self, stage: str) -> None:
         """Tell the data how the backbones' images were read, and learn what the ratings mean."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.max_epochs != 1 or self.trainer.max_steps not in (-1, 1):
+            raise ValueError(
+                f"Expected trainer.max_epochs 1 and no max_steps for a head that is solved for in one pass, got "
+                f"{self.trainer.max_epochs} and {self.trainer.max_steps}. Correct the config."
+            )
         data.channels = self.metric.features.channels
         for window in self.windows.values():
             data.window = tuple(window) if isinstance(window, list) else window
@@ -108,27 +124,50 @@ class NoReference(LightningModule):
         self.metric.scale = RatingScale(float(low), float(high), rated.higher_is_better, rated.rating_name)
 
     def on_train_start(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._folded = [self.metric.features.folded()]  # in a list: no part of the checkpoint
+        self._groups = Groups(data.batch_size)
+        self._tenth = 0
 
-    def training_step(self, batch: list[WholeBatch], batch_idx: int) -> dict[str, Any]:
-        with torch.no_grad():
-            for part in batch:
-                assert part.images is not None
-                self._rows.append(np.array(part.rows, dtype=np.int64))
-                with torch.autocast(self.device.type, enabled=False):
-                    looks = appearance(part.images)
-                h = self._folded[0](part.images).float()
-                self._features.append(torch.cat([h, looks], 1).cpu().numpy())
+    def training_step(self, batch: WholeBatch, batch_idx: int) -> dict[str, Any]:
+        if batch.images is not None:
+            ready = batch if len(batch.rows) > 1 else self._groups.add(batch)
+            if ready is not None:
+                self._extract(ready)
+        elif batch.reason:
+            self._broken[batch.rows[0]] = batch.reason
+        if self.trainer.progress_bar_callback is None:
+            self._say_progress(batch_idx + 1)
         if self.trainer.is_last_batch:
+            for ready in self._groups.rest():
+                self._extract(ready)
             self._fit()
             optimizer: Any = self.optimizers()
             optimizer.step()  # changes nothing, and counts as the one step after which the run is saved
         return {"loss": torch.zeros((), device=self.device)}
 
+    @torch.no_grad()
+    def _extract(self, batch: WholeBatch) -> None:
+        """Features and appearance of images of one shape."""
+        assert batch.images is not None
+        with torch.autocast(self.device.type, enabled=False):
+            looks = appearance(batch.images)
+        h = self._folded[0](batch.images).float()
+        self._rows.append(np.array(batch.rows, dtype=np.int64))
+        self._features.append(torch.cat([h, looks], 1).cpu().numpy())
+
+    @rank_zero_only
+    def _say_progress(self, done: int) -> None:
+        """A line for every tenth of the pass."""
+        steps = int(self.trainer.num_training_batches)
+        if 10 * done // steps > self._tenth:
+            self._tenth = 10 * done // steps
+            print(f"features: step {done} of {steps}", flush=True)
+
     def _fit(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         rated = data.rated
-        rows, found = self._gathered()
+        rows, found = self._gathered(data)
         h, looks = np.split(found, [self.metric.head.in_features], axis=1)
         for row in rows[~np.isfinite(h).all(1)][:1]:
             raise ValueError(f"Expected finite features, got others for {rated.addresses[row]}. Leave it out.")
@@ -154,16 +193,28 @@ class NoReference(LightningModule):
             self._write_curve(h.astype(np.float64), ratings, groups, splits, data.seed)
         data.epoch = 1
 
-    def _gathered(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _gathered(self, data: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows in their order, and their features and appearance (N,F+P), of all ranks."""
-        own = (np.concatenate([np.empty(0, np.int64), *self._rows]), self._features)
+        own = (np.concatenate([np.empty(0, np.int64), *self._rows]), self._features, self._broken)
         found: list[Any] = [own] * world_size()
         if world_size() > 1:
             dist.all_gather_object(found, own)
-        rows = np.concatenate([rows for rows, _ in found])
-        h = np.concatenate([part for _, parts in found for part in parts])
+        rows = np.concatenate([rows for rows, _, _ in found])
+        broken = {row: reason for _, _, reasons in found for row, reason in sorted(reasons.items())}
+        if len(broken) > data.max_broken:
+            listed = "\n".join([*list(broken.values())[:_LISTED], *(["..."] if len(broken) > _LISTED else [])])
+            raise DecodeError(
+                f"Expected at most {data.max_broken} broken images (data.max_broken), got {len(broken)}. Mend or "
+                f"remove them, or raise the limit:\n{listed}"
+            )
+        if len(np.unique(rows)) != len(rows) or len(rows) + len(broken) != len(data.rated):
+            raise ValueError(
+                f"Expected every image once, got {len(rows)} of {len(data.rated)}. Leave out "
+                "trainer.limit_train_batches and trainer.fast_dev_run."
+            )
+        self._left_out = list(broken.values())
+        h = np.concatenate([part for _, parts, _ in found for part in parts])
         order = np.argsort(rows)
-        assert len(np.unique(rows)) == len(rows)  # no image twice
         return rows[order], h[order]
 
     def _report(
@@ -176,13 +227,17 @@ class NoReference(LightningModule):
             f"Fitted {self.metric.head.in_features} weights to {count} ratings ({scale.name}, {scale.low:g} to "
             f"{scale.high:g}) of {len(np.unique(groups[splits == 'train']))} groups; alpha {alpha:.3g}."
         ]
+        self._results = {"alpha": alpha}
+        if self._left_out:
+            self.summary += [f"Left out {len(self._left_out)} broken images:", *self._left_out[:_LISTED]]
+        if self.untrained:
+            self.summary.append(f"The backbone {', '.join(self.untrained)} is untrained: name a bundle for a metric.")
         if scale.name == "proxy":
             self.summary.append(
                 "The ratings are proxies, computed from pristine images: no opinion of people is in it."
             )
         if scale.pristine is not None:
             self.summary.append(f"Pristine images score {scale.pristine:.0f} of 100 (median).")
-        self.log("alpha", alpha, on_step=False, on_epoch=True, batch_size=1)
         for split in SPLITS:
             of = splits == split
             if of.sum() < 2:
@@ -190,9 +245,8 @@ class NoReference(LightningModule):
             values = agreement(predicted[of], ratings[of])
             low, high = srcc_interval(predicted[of], ratings[of], groups[of])
             name = "held_out" if split == "train" else split
-            values_of = {f"{name}/{key}": value for key, value in values.items()}
-            values_of |= {f"{name}/srcc_low": low, f"{name}/srcc_high": high}
-            self.log_dict(values_of, on_step=False, on_epoch=True, batch_size=1)
+            self._results |= {f"{name}/{key}": value for key, value in values.items()}
+            self._results |= {f"{name}/srcc_low": low, f"{name}/srcc_high": high}
             where = f"{self.folds} folds of train, by group" if split == "train" else f"{of.sum()} images of {split}"
             self.summary.append(
                 f"{where}: SRCC {values['srcc']:.3f} [{low:.3f}, {high:.3f}], KRCC {values['krcc']:.3f}, PLCC "
@@ -201,6 +255,8 @@ class NoReference(LightningModule):
             shared = np.intersect1d(groups[of], groups[splits == "train"]) if split != "train" else np.empty(0)
             if len(shared):
                 self.summary.append(f"{len(shared)} groups of {split} are in train too: see csrtrain check-data.")
+        self._results = {key: value for key, value in self._results.items() if math.isfinite(value)}
+        self.log_dict(self._results, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     @rank_zero_only
     def _write_scores(
@@ -221,6 +277,7 @@ class NoReference(LightningModule):
         if judged is None:
             out = group_folds(groups[train], 5, seed) == 0
             train, judged = train[~out], train[out]
+        judged = judged[~np.isin(groups[judged], groups[train])]
         rng = np.random.default_rng(seed)
         sizes = [_FEWEST * 2**k for k in range(32) if _FEWEST * 2**k < len(train)] + [len(train)]
         lines = []
@@ -230,25 +287,40 @@ class NoReference(LightningModule):
                 # Whole groups in random order, as a user would rate them.
                 order = rng.permutation(len(np.unique(groups[train])))[np.unique(groups[train], return_inverse=True)[1]]
                 chosen = train[np.argsort(order, kind="stable")[:size]]
-                if len(np.unique(groups[chosen])) < self.folds or np.ptp(ratings[chosen]) == 0:
+                folds = min(self.folds, len(np.unique(groups[chosen])))
+                if folds < 2 or np.ptp(ratings[chosen]) == 0:
                     continue
-                fitted = ridge.fit(h[chosen], ratings[chosen], group_folds(groups[chosen], self.folds), self.alphas)
+                fitted = ridge.fit(h[chosen], ratings[chosen], group_folds(groups[chosen], folds), self.alphas)
                 best = fitted.best(ratings[chosen])
                 values.append(srcc(h[judged] @ fitted.weights[best] + fitted.biases[best], ratings[judged]))
             if values:
                 mean_and_ends = (float(np.mean(values)), min(values), max(values))
                 lines.append((str(size), *(f"{v:.4f}" for v in mean_and_ends), len(values)))
         self._write("learning_curve.csv", ["ratings", "srcc", "srcc_min", "srcc_max", "draws"], lines)
-        self.summary.append(
-            f"SRCC by number of ratings, on {len(judged)} other images: "
-            + ", ".join(f"{line[0]}: {line[1]}" for line in lines)
-            + "."
-        )
+        curve = ", ".join(f"{line[0]}: {line[1]}" for line in lines) or "too few images or groups"
+        self.summary.append(f"SRCC by number of ratings, on {len(judged)} images of other groups: {curve}.")
 
     def _write(self, name: str, header: list[str], lines: list[Any]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *lines])
         bundle.write_atomically(Path(self.trainer.default_root_dir, name), text.getvalue().encode())
+
+    def check_stored(self, stored: dict[str, Any], data: Any) -> None:
+        """Whether a complete run, its checkpoint, was fitted to these ratings on these backbones.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if stored["csrtrain"]["training"]["data"]["digest"] != data.rated.digest:
+            what = f"ratings in {data.path}"
+        elif any(
+            not torch.equal(value, stored["state_dict"].get(f"metric.features.{name}", torch.empty(0)))
+            for name, value in self.metric.features.state_dict().items()
+        ):
+            what = "backbone"
+        else:
+            return
+        raise ValueError(f"Expected the {what} that the run was fitted to, got another. Begin anew with --fresh.")
 
     @rank_zero_only
     def on_train_end(self) -> None:
@@ -265,12 +337,11 @@ class NoReference(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         checkpoint["csrtrain"] = bundle.described_metric(
             self.metric,
             window=data.window if isinstance(data.window, str) else list(data.window),
             training={"method": "NoReference", "data": data.describe(), "seed": data.seed},
-            results={name: value for name, value in measured.items() if value == value},
+            results=self._results,
         )
 
 

@@ -28,6 +28,7 @@ from csrtrain.distributed import rank, world_size
 from csrtrain.metrics.representation import group_folds
 
 _CHUNK = 50  # images whose index is computed at once
+_FEWEST = 7  # pristine images: five folds of train, and some for test
 _LEAST = 176  # px: five scales of MS-SSIM with windows of 11
 
 
@@ -73,6 +74,7 @@ class ProxyData(LightningDataModule):
         self.batch_size = batch_size
         self.seed = int(seed)
         self.rating_range = (0.0, 1.0)
+        self.max_broken = 0
         self.epoch = 0
         self.channels = 3
         self.window: decode.Window = "header"
@@ -96,6 +98,10 @@ class ProxyData(LightningDataModule):
     def _make(self) -> tuple[Tensor, list[str], NDArray[np.float64], NDArray[np.int64]]:
         """Images (N,C,S,S) uint8, names, ratings (N,), number of the pristine image of each (N,)."""
         addresses = list(build_index(self.path))
+        if len(addresses) < _FEWEST:
+            raise ValueError(
+                f"Expected at least {_FEWEST} pristine images in {self.path}, got {len(addresses)}. Add some."
+            )
         bank = DistortionBank(rows_for(self.modality, self.channels))
         types = min(self.types_per_source, len(bank.rows))
         rng = np.random.default_rng(self.seed)
@@ -144,12 +150,12 @@ class ProxyData(LightningDataModule):
         """Rows to fit to."""
         return np.flatnonzero(np.array(self.rated.splits) == "train")
 
-    def train_dataloader(self) -> DataLoader[list[WholeBatch]]:
+    def train_dataloader(self) -> DataLoader[WholeBatch]:
         """Every image once over all ranks, as many steps on each."""
         own = np.arange(rank(), len(self.rated), world_size(), dtype=np.int64)
         longest = -(-len(self.rated) // world_size())
         steps = [own[start : start + self.batch_size].tolist() for start in range(0, longest, self.batch_size)]
-        batches: Any = [[WholeBatch(rows, self._images[rows])] if rows else [] for rows in steps]
+        batches: Any = [WholeBatch(rows, self._images[rows] if rows else None) for rows in steps]
         return DataLoader(batches, batch_size=None, collate_fn=_as_is)
 
     def state_dict(self) -> dict[str, Any]:

@@ -215,3 +215,76 @@ def test_bad_options(rows, tmp_path, capsys, option, message):
     assert fit(tmp_path, option) == 2
     found = capsys.readouterr().err
     assert __import__("re").search(message, found), found
+
+
+def test_rows_of_one_file_are_never_parted(tmp_path, capsys):
+    """Several ratings of an image, drawn at random: a leak would predict them."""
+    save_bundle(tmp_path / "a.safetensors")
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(24):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{k}.png")
+        rows += [{"path": f"{k}.png", "mos": q} for q in rng.normal(size=1).repeat(3) + rng.normal(0, 0.01, 3)]
+    write_manifest(tmp_path, rows)
+    assert fit(tmp_path) == 0
+    assert "of 24 groups" in capsys.readouterr().out
+    assert exported(tmp_path).header.results["held_out/srcc"] < 0.8  # 0.96 when they are parted
+
+
+def test_a_complete_run_refuses_other_ratings_and_other_weights(rows, tmp_path, capsys):
+    assert fit(tmp_path) == 0
+    write_manifest(tmp_path, [{**row, "mos": 6 - row["mos"]} for row in rows])
+    assert fit(tmp_path) == 2
+    assert "Expected the ratings in" in capsys.readouterr().err
+    write_manifest(tmp_path, rows)
+    assert fit(tmp_path) == 0
+    save_bundle(tmp_path / "a.safetensors", seed=3)
+    assert fit(tmp_path) == 2
+    assert "Expected the backbone that the run was fitted to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.max_epochs=3", "Expected trainer.max_epochs 1"),
+        ("--trainer.max_steps=0", "Expected trainer.max_epochs 1"),
+        ("--trainer.limit_train_batches=2", "Expected every image once, got 2 of 44"),
+        ("--trainer.fast_dev_run=true", "Expected every image once, got 1 of 44"),
+        ("--model.scales=[0.001]", "Expected scales from 1/16 to 4"),
+    ],
+)
+def test_a_pass_is_one_whole_pass(rows, tmp_path, capsys, option, message):
+    assert fit(tmp_path, option) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_all_broken_images_are_named_or_left_out(rows, tmp_path, capsys):
+    for name in ("7.png", "9.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:200])
+    assert fit(tmp_path) == 2
+    found = capsys.readouterr().err
+    assert "got 2" in found and "7.png" in found and "9.png" in found
+    assert fit(tmp_path, "--data.max_broken=2", "--data.workers=1") == 0
+    said = capsys.readouterr().out
+    assert "Left out 2 broken images" in said and "34 ratings" in said
+
+
+def test_an_untrained_backbone_is_called_so(rows, tmp_path, capsys):
+    assert fit(tmp_path, "--model.backbone=test_resnet") == 0
+    assert "The backbone test_resnet is untrained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_verbs_point_to_score(rows, tmp_path, capsys, verb):
+    assert fit(tmp_path) == 0
+    arguments = [verb, "-c", "nr_linear", f"--data.manifest={tmp_path / 'm.csv'}", "--trainer.accelerator=cpu"]
+    arguments += [f"--model.backbone={tmp_path / 'a.safetensors'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert main(arguments) == 2
+    found = capsys.readouterr().err
+    assert "csrtrain score" in found and len(found.strip().splitlines()) == 1
+
+
+def test_preview_has_nothing_to_show(rows, tmp_path, capsys):
+    options = [f"--data.manifest={tmp_path / 'm.csv'}", "-o", str(tmp_path / "v.png")]
+    assert main(["preview", "-c", "nr_linear", *options]) == 2
+    assert "Expected a config of pretraining" in capsys.readouterr().err

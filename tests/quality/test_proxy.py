@@ -36,9 +36,9 @@ def test_the_same_every_time_and_every_row_once(data):
     assert not np.array_equal(
         ProxyData(sources=10, types_per_source=3, side=176, seed=1).rated.ratings, data.rated.ratings
     )
-    rows = [row for batch in data.train_dataloader() for part in batch for row in part.rows]
+    rows = [row for batch in data.train_dataloader() for row in batch.rows]
     assert sorted(rows) == list(range(40))
-    first = next(iter(data.train_dataloader()))[0]
+    first = next(iter(data.train_dataloader()))
     assert first.images.dtype == torch.uint8 and first.images.shape[1:] == (3, 176, 176)
 
 
