@@ -2,7 +2,7 @@
 
 Two distances to the nearest training images are taken: of representations, and of a dozen statistics of the pixels.
 The second is our addition: to a network that learned quality a chest X-ray is a slightly blurred photograph (see
-benchmarks/results/biq2021.md), although it has no colour at all.
+benchmarks/results/domain.md), although it has no colour at all.
 """
 
 import numpy as np
