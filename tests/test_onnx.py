@@ -19,6 +19,7 @@ def metric(contract=Contract(), channels=3, scale=RatingScale(1, 5)):  # noqa: B
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made", [metric(), metric(Contract((0.5,), False), 1, RatingScale(0, 100, False, "dmos"))], ids=["rgb", "grey"]
 )

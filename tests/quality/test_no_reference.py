@@ -126,6 +126,7 @@ def test_the_same_command_again_says_that_it_is_complete(rows, tmp_path, capsys)
     assert "This run is complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_weights_and_no_image_twice(rows, tmp_path):
     write_manifest(tmp_path, rows[:-1])  # 43 do not divide
