@@ -36,6 +36,7 @@ from benchmarks import harness
 from csrtrain.bundle import load_metric
 from csrtrain.controls import brisque_features
 from csrtrain.data import decode
+from csrtrain.data.index import addresses_of
 from csrtrain.metrics.correlation import srcc_draws
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
@@ -165,7 +166,7 @@ def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
         "biq2021, test": [str(root / "biq2021" / "images" / row["image"]) for row in rows if row["split"] == "test"]
     }
     for name in ("natural", "chest_xray", "brain_mri", "hip_ultrasound", "drimdb"):
-        found = sorted(str(path) for path in (root / name).rglob("*.[jpJPb][pnPNm][egEGp]*"))
+        found = addresses_of(str(root / name))
         kinds[name] = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:500]]
     loaded = load_metric(metric)
     table: list[dict[str, Any]] = []

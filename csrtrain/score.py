@@ -153,12 +153,16 @@ def score_images(
                 continue
             try:
                 with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-                    found = torch.stack([column.float() for column in metric.assess(images.to(place))], 1).cpu().numpy()
-                    if not np.isfinite(found[:, 0]).all():
-                        raise ValueError("Expected a finite score, got none. Use another metric.")
-                    maps: Any = metric.heatmap(images.to(place)).float().cpu() if heatmaps is not None else ()
-                for row, image, contributions in zip(rows, images, maps, strict=False):
-                    _write_heatmap(Path(str(heatmaps)) / names[row], image, contributions)
+                    if heatmaps is None:
+                        judged, maps = metric.assess(images.to(place)), None
+                    else:
+                        judged, maps = metric.explain(images.to(place))
+                found = torch.stack([column.float() for column in judged], 1).cpu().numpy()
+                if not np.isfinite(found[:, 0]).all():
+                    raise ValueError("Expected a finite score, got none. Use another metric.")
+                if heatmaps is not None and maps is not None:
+                    for row, image, contributions in zip(rows, images, maps.cpu(), strict=True):
+                        _write_heatmap(Path(heatmaps) / names[row], image, contributions)
                 values[rows] = found
             except Exception as error:  # one image must not cost the scores of all others
                 if len(rows) == 1:

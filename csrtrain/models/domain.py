@@ -1,6 +1,6 @@
 """Recognising an image from outside the domain that a metric was fitted in, from training images alone.
 
-Two distances to the nearest training images are taken: of representations, and of a dozen statistics of the pixels.
+Two distances to the nearest training images are taken: of representations, and of some twenty statistics of the pixels.
 The second is our addition: to a network that learned quality a chest X-ray is a slightly blurred photograph (see
 benchmarks/results/domain.md), although it has no colour at all.
 """

@@ -105,8 +105,8 @@ class FrozenFeatures(nn.Module):
             found.append(F.normalize(h, dim=1) if contract.l2 and not contract.crops else h)
         return torch.cat(found, dim=1)
 
-    def decompose(self, images: Tensor, weight: Tensor) -> Tensor:
-        """What each place of the images adds to `forward(images) @ weight`, exactly.
+    def decompose(self, images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, and what each place of the images adds to their product with `weight`, exactly.
 
         A representation is the mean of the vectors of the last feature map, and both the mean and the division by the
         length of the mean distribute over them: place p of n adds w . f_p / (n |h|).
@@ -116,7 +116,7 @@ class FrozenFeatures(nn.Module):
             weight: (F,) of a linear head.
 
         Returns:
-            (B,h,w) float32, a place per 32 x 32 pixels, that sum to the product.
+            (B,F) as `forward` gives them, and (B,h,w) float32, a place per 32 x 32 pixels, that sum to the product.
 
         Raises:
             ValueError: an architecture whose representation is not the mean of a feature map.
@@ -125,24 +125,23 @@ class FrozenFeatures(nn.Module):
         height, width = images.shape[2:]
         rows, columns = -(-height // _CELL), -(-width // _CELL)
         total = torch.zeros((len(images), rows, columns), device=images.device)
-        weights = torch.split(weight.float(), self.sizes)
+        weights, found = torch.split(weight.float(), self.sizes), []
         for (backbone, contract, scale), w in zip(self.parts(), weights, strict=True):
             part, h = torch.zeros_like(total), total.new_zeros((len(images), len(w)))
             for piece in _pieces(images, contract, scale):
                 f = backbone.pooled_map(_cut(images, piece, contract, scale)).float()  # (B,D,r,c)
                 with torch.autocast(images.device.type, enabled=False):
                     mean = f.mean((2, 3))
-                    local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel())
-                    if contract.l2 and contract.crops:
-                        local = local / mean.norm(dim=1).clamp(min=1e-12)[:, None, None]
-                    h = h + piece.share * mean
+                    length = _length(mean) if contract.l2 and contract.crops else torch.ones_like(mean[:, :1])
+                    local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel()) / length[:, :, None]
                     down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
                     right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
                     part = part + down.T @ local @ right
-            if contract.l2 and not contract.crops:
-                part = part / h.norm(dim=1).clamp(min=1e-12)[:, None, None]
-            total = total + part
-        return total
+                    h = h + piece.share * mean / length
+            length = _length(h) if contract.l2 and not contract.crops else torch.ones_like(h[:, :1])
+            total = total + part / length[:, :, None]
+            found.append(h / length)
+        return torch.cat(found, dim=1), total
 
     def folded(self) -> "FrozenFeatures":
         """A copy for inference alone: batch-norms become part of the convolutions before them, a tenth faster."""
@@ -165,6 +164,12 @@ class FrozenFeatures(nn.Module):
             assert isinstance(backbone, Backbone)
             for scale in contract.scales:
                 yield backbone, contract, scale
+
+
+def _length(h: Tensor) -> Tensor:
+    """(B,D) -> (B,1), as `F.normalize` divides by it."""
+    length: Tensor = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    return length.clamp(min=1e-12)
 
 
 def _fold_norms(network: nn.Module) -> None:

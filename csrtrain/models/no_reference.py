@@ -97,7 +97,9 @@ class NoReferenceMetric(nn.Module):
     def assess(self, images: Tensor) -> Assessment:
         """Score, and whether it can be trusted; images as for `score`."""
         _check_range(images)
-        h = self.features(images)
+        return self._judged(images, self.features(images))
+
+    def _judged(self, images: Tensor, h: Tensor) -> Assessment:
         score = self.score_of(h)
         with torch.autocast(h.device.type, enabled=False):
             distance = self.domain(h, appearance(images))
@@ -110,9 +112,15 @@ class NoReferenceMetric(nn.Module):
         Raises:
             ValueError: the backbone's representation is not the mean of a feature map.
         """
-        contributions = self.features.decompose(images, self.scale.slope * self.head.weight[0])
+        return self.explain(images)[1]
+
+    @torch.no_grad()
+    def explain(self, images: Tensor) -> tuple[Assessment, Tensor]:
+        """`assess` and `heatmap` in one pass through the backbones."""
+        _check_range(images)
+        h, contributions = self.features.decompose(images, self.scale.slope * self.head.weight[0])
         constant = self.scale.slope * self.head.bias + self.scale.offset
-        return contributions + constant / contributions[0].numel()
+        return self._judged(images, h), contributions + constant / contributions[0].numel()
 
     def _rating(self, h: Tensor) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):

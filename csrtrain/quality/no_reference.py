@@ -96,7 +96,9 @@ class NoReference(LightningModule):
         self._folded: list[FrozenFeatures] = []
         self._groups = Groups(16)
         self._broken: dict[int, str] = {}
+        self._left_out: list[str] = []
         self._results: dict[str, float] = {}
+        self._tenth = 0
         self._rows: list[NDArray[np.int64]] = []
         self._features: list[NDArray[np.float32]] = []  # and behind them the appearance
 
@@ -127,12 +129,10 @@ class NoReference(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._folded = [self.metric.features.folded()]  # in a list: no part of the checkpoint
         self._groups = Groups(data.batch_size)
-        self._tenth = 0
 
     def training_step(self, batch: WholeBatch, batch_idx: int) -> dict[str, Any]:
         if batch.images is not None:
-            ready = batch if len(batch.rows) > 1 else self._groups.add(batch)
-            if ready is not None:
+            if (ready := self._groups.add(batch)) is not None:
                 self._extract(ready)
         elif batch.reason:
             self._broken[batch.rows[0]] = batch.reason

@@ -46,7 +46,7 @@ class ProxyData(LightningDataModule):
         sources: most pristine images that are taken; fewer files give several squares each.
         types_per_source: distorted versions of each.
         side: of the squares, pixels.
-        batch_size: images per step and device.
+        batch_size: most images that go through the backbones at once, per device.
         seed: linked to `seed_everything` on the command line.
     """
 
@@ -151,12 +151,10 @@ class ProxyData(LightningDataModule):
         return np.flatnonzero(np.array(self.rated.splits) == "train")
 
     def train_dataloader(self) -> DataLoader[WholeBatch]:
-        """Every image once over all ranks, as many steps on each."""
-        own = np.arange(rank(), len(self.rated), world_size(), dtype=np.int64)
-        longest = -(-len(self.rated) // world_size())
-        steps = [own[start : start + self.batch_size].tolist() for start in range(0, longest, self.batch_size)]
-        batches: Any = [WholeBatch(rows, self._images[rows] if rows else None) for rows in steps]
-        return DataLoader(batches, batch_size=None, collate_fn=_as_is)
+        """Every image once over all ranks, one per step, as many steps on each rank."""
+        own: Any = [WholeBatch([i], self._images[i : i + 1]) for i in range(rank(), len(self.rated), world_size())]
+        own += [WholeBatch([], None)] * (-(-len(self.rated) // world_size()) - len(own))
+        return DataLoader(own, batch_size=None, collate_fn=_as_is)
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the pass is done."""

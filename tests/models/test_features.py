@@ -83,7 +83,8 @@ def test_the_decomposition_sums_to_the_product(backbone, contract, shape, monkey
     model = FrozenFeatures([backbone], [contract])
     generator = torch.Generator().manual_seed(1)
     x, w = torch.rand(shape, generator=generator), torch.randn(sum(model.sizes), generator=generator)
-    found = model.decompose(x, w)
+    h, found = model.decompose(x, w)
+    torch.testing.assert_close(h, model(x), atol=1e-6, rtol=1e-5)
     assert found.shape == (shape[0], -(-shape[2] // 32), -(-shape[3] // 32))
     torch.testing.assert_close(found.sum((1, 2)), model(x) @ w, atol=1e-5, rtol=1e-5)
 
@@ -104,7 +105,7 @@ def test_the_decomposition_finds_the_place():
 
     x = torch.zeros(1, 3, 128, 96)
     x[:, 0, 32:64, 64:96] = 1
-    found = FrozenFeatures([Bright()], [Contract((1.0,), False)]).decompose(x, torch.tensor([12.0, 0, 0]))
+    _, found = FrozenFeatures([Bright()], [Contract((1.0,), False)]).decompose(x, torch.tensor([12.0, 0, 0]))
     expected = torch.zeros(1, 4, 3)
     expected[0, 1, 2] = 1.0
     torch.testing.assert_close(found, expected)
