@@ -39,6 +39,7 @@ from csrtrain.runs.monitors import LabelProbe, RepresentationMonitor
 EPOCHS = 3
 BATCHES = 4
 BATCH_SIZE = 8
+SETTINGS_PER_PROCESS = 4  # loader workers are forked: after many runs, a fork can meet a native thread that holds a lock
 
 
 class Setting(NamedTuple):
@@ -204,13 +205,16 @@ def drill(setting: Setting, root: Path, images: Path) -> dict[str, Any]:
 
 
 def drill_all(settings: list[Setting], root: Path) -> list[dict[str, Any]]:
-    """Settings of one process here; those of two ranks under torchrun. Rows in the order of `settings`."""
+    """A few settings per process, those of two ranks under torchrun. Rows in the order of the number of ranks."""
     make_images(root / "images")
     rows: list[dict[str, Any]] = []
-    for ranks in sorted({setting.ranks for setting in settings}):
-        chosen = [tuple(setting) for setting in settings if setting.ranks == ranks]
+    settings = sorted(settings, key=lambda setting: setting.ranks)
+    while settings:
+        ranks = settings[0].ranks
+        chosen = [setting for setting in settings[:SETTINGS_PER_PROCESS] if setting.ranks == ranks]
+        settings = settings[len(chosen) :]
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
-        output = root / f"rows-{ranks}.json"
+        output = root / f"rows-{len(rows)}.json"
         command = [sys.executable, *launcher, "-m", "benchmarks.resume", "--worker", str(root), "--output", str(output)]
         done = subprocess.run(
             [*command, "--settings", json.dumps(chosen)],
@@ -230,8 +234,7 @@ def _worker(root: Path, settings: list[Setting], output: Path) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
-    directory = root / f"worker-{settings[0].ranks}"
-    rows = [drill(setting, directory, root / "images") for setting in settings]
+    rows = [drill(setting, root / "runs", root / "images") for setting in settings]
     Path(f"{output}.{rank}").write_text(json.dumps(rows))
     if rank == "0":
         deadline = time.monotonic() + 60

@@ -5,6 +5,7 @@ import pytest
 from benchmarks import kill, resume
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_every_stop_of_the_pairwise_settings_ends_bit_identical(tmp_path):
     rows = resume.drill_all(resume.pairwise(), tmp_path)
@@ -33,6 +34,7 @@ def test_pairwise_covers_every_pair():
             assert len(pairs) == len(resume.FACTORS[a]) * len(resume.FACTORS[b])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     row = kill.drill(tmp_path, kills=3, seed=1)
     assert row["faults"] == []
