@@ -1,16 +1,17 @@
 """Scores of real photographs from frozen backbones that saw no rating, beside the controls, on BIQ2021.
 
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs 44 --runs RUNS
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method simclr --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write
 
 train: CONTRIQUE (ResNet-18, 160 px) on `DIR/natural` as pristine images and the training images of `DIR/biq2021` as
-authentic ones. evaluate: features of full and half scale of every whole image, ridge regression on the published
-training split, its strength chosen by 5 folds by group inside it; SRCC on the published test split, and on that less
-the images that share a group with a training image. Per subset fitted on that subset, and both together. Intervals:
-95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0. domain:
-`csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of images,
-`csrtrain score` flags as out of domain.
+authentic ones, SimCLR and MoCo on the same images. evaluate: features of full and half scale of every whole image (kept
+in RUNS), ridge regression on the published training split, its strength chosen by 5 folds by group inside it; SRCC on
+the published test split, and on that less the images that share a group with a training image. Per subset fitted on
+that subset, and both together. Intervals: 95 %, bootstrap over groups of test images. "Beats" means that the interval
+of the paired difference excludes 0. domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published
+test images, and of other kinds of images, `csrtrain score` flags as out of domain.
 """
 
 import argparse
@@ -58,20 +59,23 @@ def read_rows(root: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def train(root: Path, runs: Path, epochs: int, precision: str, size: int) -> None:
+def train(method: str, root: Path, runs: Path, epochs: int) -> None:
     """`csrtrain fit` and `csrtrain export` as a user types them."""
     runs.mkdir(parents=True, exist_ok=True)
-    authentic = runs / "biq2021_train.txt"
     images = root / "biq2021" / "images"
-    train_rows = [row for row in read_rows(root / "biq2021") if row["split"] == "train"]
-    authentic.write_text("".join(f"{images / row['image']}\n" for row in train_rows))
-    run_dir = runs / "contrique_authentic"
-    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "contrique_small", "--data.root", str(root / "natural")]
-    command += ["--data.authentic", str(authentic), "--model.size", str(size), "--data.load_size", str(2 * size)]
-    command += ["--data.batch_size", "32", "--trainer.max_epochs", str(epochs), "--trainer.precision", precision]
-    command += ["--trainer.default_root_dir", str(run_dir)]
-    subprocess.run(command, check=True)
-    bundle = runs / "contrique_authentic.safetensors"
+    captured = [str(images / row["image"]) for row in read_rows(root / "biq2021") if row["split"] == "train"]
+    listed = runs / f"{method}_images.txt"
+    run_dir, bundle = runs / method, runs / f"{method}.safetensors"
+    command = [sys.executable, "-m", "csrtrain", "fit"]
+    if method == "contrique":
+        command += ["-c", "contrique_small", "--data.root", str(root / "natural"), "--data.authentic", str(listed)]
+        command += ["--model.size", "160", "--data.load_size", "320", "--data.batch_size", "32"]
+    else:
+        captured += addresses_of(str(root / "natural"))
+        command += ["-c", f"natural_{method}", "--data.root", str(listed)]
+    listed.write_text("".join(f"{path}\n" for path in captured))
+    command += ["--trainer.max_epochs", str(epochs), "--trainer.precision", "bf16-mixed"]
+    subprocess.run([*command, "--trainer.default_root_dir", str(run_dir)], check=True)
     subprocess.run([sys.executable, "-m", "csrtrain", "export", str(run_dir), "-o", str(bundle)], check=True)
 
 
@@ -85,6 +89,20 @@ def representations(backbone: Backbone, paths: list[Path]) -> Array:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found.append(model(image)[0].double().numpy())
     return np.stack(found)
+
+
+def features_of(name: str, bundle: str | None, paths: list[Path], runs: Path) -> Array:
+    """(N,D) features of a bundle, or of a control, kept in RUNS for the next call."""
+    kept = runs / f"features {name}.npy"
+    if not kept.exists() or (bundle and kept.stat().st_mtime < Path(bundle).stat().st_mtime):
+        if name == "BRISQUE + SVR":
+            found = np.stack([brisque_features(decode.read(str(path))).numpy() for path in track(paths)])
+        else:
+            torch.manual_seed(0)
+            found = representations(csrtrain.load(bundle) if bundle else Backbone("resnet18"), paths)
+        runs.mkdir(parents=True, exist_ok=True)
+        np.save(kept, found)
+    return np.asarray(np.load(kept), dtype=np.float64)
 
 
 def ridge_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.bool_]) -> tuple[Array, float]:
@@ -205,8 +223,7 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "evaluate", "domain"))
     parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="for domain one bundle")
     parser.add_argument("--epochs", type=int, default=44)
-    parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--method", choices=("contrique", "simclr", "moco"), default="contrique")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--note", action="append", default=[], help="what a bundle was trained on, for the result")
     parser.add_argument("--write", action="store_true")
@@ -215,7 +232,7 @@ def main() -> None:
         raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
     root = Path(os.environ["CSRTRAIN_DATA"])
     if options.what == "train":
-        train(root, options.runs, options.epochs, options.precision, options.size)
+        train(options.method, root, options.runs, options.epochs)
         return
     if options.what == "domain":
         result = domain(root, options.runs, options.bundles[0])
@@ -225,12 +242,8 @@ def main() -> None:
         return
     rows = read_rows(root / "biq2021")
     paths = [root / "biq2021" / "images" / row["image"] for row in rows]
-    torch.manual_seed(0)
-    features = {"untrained": representations(Backbone("resnet18"), paths)}
-    features["BRISQUE + SVR"] = np.stack([brisque_features(decode.read(str(path))).numpy() for path in track(paths)])
     bundles = dict(argument.split("=", 1) for argument in options.bundles)
-    for name, path in bundles.items():
-        features[name] = representations(csrtrain.load(path), paths)
+    features = {name: features_of(name, bundles.get(name), paths, options.runs) for name in (*CONTROLS, *bundles)}
     names = list(bundles)
     if len(names) > 1:
         features[" + ".join(names[:2])] = np.concatenate([features[name] for name in names[:2]], axis=1)

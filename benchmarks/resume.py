@@ -39,7 +39,7 @@ from csrtrain.runs.monitors import LabelProbe, RepresentationMonitor
 EPOCHS = 3
 BATCHES = 4
 BATCH_SIZE = 8
-SETTINGS_PER_PROCESS = 4  # loader workers are forked: after many runs, a fork can meet a native thread that holds a lock
+SETTINGS_PER_PROCESS = 4  # after many runs in one process, the fork of a loader worker can find CPython's lock held
 
 
 class Setting(NamedTuple):
