@@ -14,10 +14,10 @@ _DIFFUSION_RADIUS = 40  # 2 sigma of the largest level, 1.5 * 12 + 2 px
 _COLORS = 64  # of the largest palette; a power of 2
 _SAMPLES = 32  # per side, pixels that the palette is made from
 _ROUNDS = 5
-_AT_ONCE = 4096  # pixels, whose distances to the palette fit a CPU's cache
-_STEPS = 2.0**19  # distances of a squared distance of 1
+_AT_ONCE = 16384  # pixels, whose distances to the palette fit a CPU's cache
 _PERCENTILES = (0.05, 0.95)
 _FAR = 30.0  # a squared distance that no colour has
+_ABOVE_0 = 1e-5  # more than the rounding errors of a squared distance
 
 
 def color_diffusion(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:
@@ -73,46 +73,57 @@ def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
         colors: (n,) size of the palette, rounded, at most 64.
         seeds: (n,), unused.
     """
-    places = [torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:]]
-    samples = x[:, :, places[0]][..., places[1]].flatten(2)  # (n,3,P)
-    palette, unused = _k_means(samples, colors.round())
     out = torch.empty_like(x)
-    pixels, replaced = x.flatten(2), out.view(*x.shape[:2], -1)
-    for start in range(0, pixels.shape[2], _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        nearest = _nearest(pixels[:, :, part], palette, unused)[:, None].expand(-1, 3, -1)
-        torch.gather(palette.transpose(1, 2), 2, nearest, out=replaced[:, :, part])
+    if x.device.type == "cpu":  # numpy: a host read of a host tensor is no synchronisation
+        for k, most in enumerate(colors.round().numpy().astype(int).tolist()):
+            _quantize(x[k : k + 1], colors[k : k + 1], most, out[k : k + 1])
+    else:
+        _quantize(x, colors, _COLORS, out)
     return out
 
 
-def _k_means(samples: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
-    """Palette (n,K,3), and what to add to the squared distance to each: (n,K,1), large for those not in use."""
-    # numpy: a host read of a host tensor is no synchronisation
-    most = int(colors.numpy().max()) if colors.device.type == "cpu" else _COLORS
-    slots = torch.arange(most, device=samples.device)
-    unused = (_FAR * (slots >= colors[:, None]))[:, :, None]
+def _quantize(x: Tensor, colors: Tensor, most: int, out: Tensor) -> None:
+    """Write x (n,3,H,W) in its `most` or fewer colours into `out`."""
+    places = [torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:]]
+    palette, unused = _k_means(x[:, :, places[0]][..., places[1]].flatten(2), colors.round(), most)
+    pixels, replaced = x.flatten(2), out.view(*x.shape[:2], -1)
+    distances = x.new_empty((len(x), most, _AT_ONCE))
+    for start in range(0, pixels.shape[2], _AT_ONCE):
+        part = pixels[:, :, start : start + _AT_ONCE]
+        nearest = _nearest(part, palette, unused, distances)[:, None].expand(-1, 3, -1).to(torch.int64)
+        torch.gather(palette, 2, nearest, out=replaced[:, :, start : start + _AT_ONCE])
+
+
+def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Palette (n,3,most), and what to add to the squared distance to each: (n,1,most), large for those not in use."""
+    n, _, p = samples.shape
+    slots = torch.arange(most, dtype=torch.int32, device=samples.device)
+    unused = (_FAR * (slots >= colors[:, None]))[:, None]
     order = luma(samples[..., None])[:, 0, :, 0].argsort(dim=1, stable=True)  # (n,P)
-    places = ((slots + 0.5) / colors[:, None] * samples.shape[2]).long().clamp_(max=samples.shape[2] - 1)
-    pixels = samples.transpose(1, 2).contiguous()  # (n,P,3)
-    centers = pixels.gather(1, order.gather(1, places)[..., None].expand(-1, -1, 3))  # (n,K,3)
-    member = samples.new_empty((len(samples), most, samples.shape[2]))
+    places = ((slots + 0.5) / colors[:, None] * p).long().clamp_(max=p - 1)
+    palette = samples.gather(2, order.gather(1, places)[:, None].expand(-1, 3, -1))
+    distances, member = samples.new_empty((n, most, p)), samples.new_empty((n, most, p))
     for _ in range(_ROUNDS):
-        torch.eq(_nearest(samples, centers, unused)[:, None], slots[:, None], out=member)
-        sizes = member.sum(2, keepdim=True)
-        centers = torch.lerp(centers, member @ pixels / sizes.clamp(min=1), sizes.clamp(max=1))
-    return centers, unused
+        torch.eq(_nearest(samples, palette, unused, distances)[:, None], slots[:, None], out=member)
+        sizes = member.sum(2)[:, None]
+        palette = torch.lerp(palette, samples @ member.mT / sizes.clamp(min=1), sizes.clamp(max=1))
+    return palette, unused
 
 
-def _nearest(pixels: Tensor, palette: Tensor, unused: Tensor) -> Tensor:
-    """(n,P) int64: the colour of (n,K,3) nearest to each pixel of (n,3,P).
+def _nearest(pixels: Tensor, palette: Tensor, unused: Tensor, distances: Tensor) -> Tensor:
+    """(n,P) int32: the colour of (n,3,K) nearest to each pixel of (n,3,P).
 
-    The number of the colour stands in the low bits of its distance, so that one minimum finds both: `argmin` has no
-    vector code on a CPU. Distances are in steps of 2e-6, less the pixel's own square and so at least -3.
+    The number of the colour replaces the lowest bits of its squared distance, so that one minimum finds both: `argmin`
+    has no vector code on a CPU. Positive floats are ordered as their bits are; 17 of these tell distances apart.
+    `distances` (n,K,P or more) is memory to work in: that of a new tensor costs more than the arithmetic.
     """
-    distances = torch.baddbmm(palette.square().sum(2, keepdim=True) + unused + 3, palette, pixels, alpha=-2)
-    packed = distances.mul_(_STEPS).to(torch.int32).mul_(_COLORS)
-    packed += torch.arange(palette.shape[1], dtype=torch.int32, device=pixels.device)[:, None]
-    return packed.amin(1).bitwise_and_(_COLORS - 1).to(torch.int64)
+    lengths = palette.square().sum(1, keepdim=True) + (unused + _ABOVE_0)
+    rows = torch.cat([-2 * palette, lengths, torch.ones_like(lengths)], 1)  # (n,5,K)
+    columns = torch.cat([pixels, torch.ones_like(pixels[:, :1]), pixels.square().sum(1, keepdim=True)], 1)  # (n,5,P)
+    distances = torch.bmm(rows.mT, columns, out=distances[:, :, : pixels.shape[2]])
+    numbers = torch.arange(palette.shape[2], dtype=torch.int32, device=pixels.device)[:, None]
+    packed = distances.view(torch.int32).bitwise_and_(-_COLORS).bitwise_or_(numbers)
+    return packed.amin(1).bitwise_and_(_COLORS - 1)
 
 
 def saturate_hsv(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:
