@@ -47,6 +47,7 @@ from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric
 from csrtrain.score import extract, score_images
 
+BATCH = 8
 FOLDS = 5
 DRAWS = 2000
 CONTROLS = ("untrained", "BRISQUE + SVR")
@@ -81,14 +82,14 @@ def train(method: str, root: Path, runs: Path, epochs: int) -> None:
 
 @torch.no_grad()
 def representations(backbone: Backbone, paths: list[Path]) -> Array:
-    """(N,2D) features of full and half scale of whole images."""
-    model = FrozenFeatures([backbone], [Contract()])
+    """(N,2D) features of full and half scale of whole images, which have one size."""
+    model = FrozenFeatures([backbone], [Contract()]).folded()
     found = []
-    for path in track(paths, "Features"):
-        image = decode.to_channels(decode.read(str(path)), 3)[None]
+    for start in track(range(0, len(paths), BATCH), "Features"):
+        images = [decode.to_channels(decode.read(str(path)), 3) for path in paths[start : start + BATCH]]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(model(image)[0].double().numpy())
-    return np.stack(found)
+            found.append(model(torch.stack(images)).double().numpy())
+    return np.concatenate(found)
 
 
 def features_of(name: str, bundle: str | None, paths: list[Path], runs: Path) -> Array:
