@@ -1,0 +1,139 @@
+"""The full-reference distance: two images compared in the feature maps of a frozen backbone."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csrtrain.models.backbone import Backbone, freeze
+
+_EPSILON = 1e-10  # of a squared length: a vector of zeros stays one, and has a gradient
+_OVERSHOOT = 0.25  # beyond [0,1] that a network's output may have as a loss
+
+
+class Reference(NamedTuple):
+    """What a metric keeps of reference images, to compare many others with them.
+
+    images: (B,C,H,W) as given.
+    maps: unit feature maps (B,C,h,w), one per stage.
+    """
+
+    images: Tensor
+    maps: list[Tensor]
+
+
+class FullReferenceMetric(nn.Module):
+    """Pairs of images -> distances: 0 for identical images, lower is closer.
+
+    At every place of every stage the feature vectors are divided by their lengths, and the squared differences are
+    weighted per channel, added up, averaged over places, and added over stages: LPIPS (Zhang et al., CVPR 2018,
+    eq. 1). With all weights 1 it is the metric of CSR (arXiv 2212.01577), which needs no rating. The 1e-10 that keeps a
+    length from 0 stands inside the root, not behind it, so that the gradient of a vector of zeros is finite (ours).
+
+    Args:
+        backbone: is frozen.
+        stages: of its `feature_maps`, counted from 0; all of them by default.
+    """
+
+    header: Any = None
+    """What the bundle says that `csrtrain.load` read it from."""
+
+    def __init__(self, backbone: Backbone, stages: Sequence[int] | None = None) -> None:
+        super().__init__()
+        known = len(backbone.stage_channels)
+        self.stages = tuple(range(known)) if stages is None else tuple(stages)
+        if not self.stages or list(self.stages) != sorted(set(self.stages) & set(range(known))):
+            raise ValueError(f"Expected stages in order from 0 to {known - 1}, got {list(self.stages)}. Name others.")
+        self.backbone = freeze(backbone)
+        self.weights = nn.ParameterList(torch.ones(backbone.stage_channels[stage]) for stage in self.stages)
+        self.weights.requires_grad_(False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.backbone.channels
+
+    def distance(self, x: Tensor, y: Tensor | Reference) -> Tensor:
+        """Distance of each x to its reference y; differentiable in both, float32 also under autocast.
+
+        Args:
+            x: (B,C,H,W) in [0,1]; a network's output may overshoot by 0.25, which is not clipped.
+            y: the same shape, or (1,C,H,W), or what `reference` made of such images.
+
+        Returns:
+            (B,) float32, exactly 0 where x equals y, in any batch.
+
+        Raises:
+            ValueError: other shapes, channels or types; on a CPU also other values. On other devices values are not
+                looked at, which would wait for them: a distance is NaN there.
+        """
+        return torch.stack([stage.mean((1, 2)) for stage in self._stages(x, y)]).sum(0)
+
+    def distance_map(self, x: Tensor, y: Tensor | Reference) -> Tensor:
+        """Where x differs from y: (B,H,W) float32, each stage enlarged bilinearly to the images, as LPIPS does.
+
+        Arguments and errors as for `distance`.
+        """
+        size = x.shape[-2:]
+        maps = [F.interpolate(stage[:, None], size, mode="bilinear")[:, 0] for stage in self._stages(x, y)]
+        return torch.stack(maps).sum(0)
+
+    def forward(self, x: Tensor, y: Tensor | Reference) -> Tensor:
+        """As `distance`."""
+        return self.distance(x, y)
+
+    def reference(self, y: Tensor) -> Reference:
+        """What `distance` needs to know of references (B,C,H,W) in [0,1], to compare many images with them."""
+        self._check("references", y)
+        return Reference(y, self._unit_maps(y))
+
+    def _stages(self, x: Tensor, y: Tensor | Reference) -> list[Tensor]:
+        """(B,h,w) float32 per stage: weighted squared differences."""
+        reference = y if isinstance(y, Reference) else None
+        images = y.images if isinstance(y, Reference) else y
+        self._check("images", x)
+        if reference is None:
+            self._check("references", images)
+        if images.shape[1:] != x.shape[1:] or len(images) not in (1, len(x)):
+            raise ValueError(
+                f"Expected references of the images' shape {tuple(x.shape)}, got {tuple(images.shape)}. Give pairs."
+            )
+        of_x = self._unit_maps(x)
+        of_y = self._unit_maps(images) if reference is None else reference.maps
+        # Identical images: what is left are rounding errors of other batches, and their gradient.
+        differs = (x != images).flatten(1).any(1)[:, None, None]
+        if x.device.type != "cpu":
+            wrong = [_out_of_range(z).flatten(1).any(1)[:, None, None] for z in (x, images)]
+        with torch.autocast(x.device.type, enabled=False):
+            found = []
+            for weight, u, v in zip(self.weights, of_x, of_y, strict=True):
+                stage = torch.einsum("bchw,c->bhw", (u - v).square(), weight)
+                stage = torch.where(differs, stage, torch.zeros_like(stage))
+                if x.device.type != "cpu":
+                    stage = stage.masked_fill(wrong[0] | wrong[1], torch.nan)
+                found.append(stage)
+        return found
+
+    def _unit_maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the stages, float32, each vector of length 1."""
+        maps = self.backbone.feature_maps(images)
+        with torch.autocast(images.device.type, enabled=False):
+            chosen = [maps[stage].float() for stage in self.stages]
+            return [f * torch.rsqrt(f.square().sum(1, keepdim=True) + _EPSILON) for f in chosen]
+
+    def _check(self, what: str, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
+            raise ValueError(
+                f"Expected {what} (B,{self.channels},H,W), float in [0,1], got {tuple(images.shape)} {images.dtype}. "
+                "Divide 8-bit values by 255, and give the backbone's channels."
+            )
+        # numpy: a host read of a host tensor is no synchronisation
+        if images.device.type == "cpu" and _out_of_range(images.detach()).numpy().any():
+            low, high = images.detach().float().numpy().min(), images.detach().float().numpy().max()
+            raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+
+
+def _out_of_range(images: Tensor) -> Tensor:
+    return ~((images >= -_OVERSHOOT) & (images <= 1 + _OVERSHOOT))  # NaN too

@@ -1,0 +1,172 @@
+import lpips
+import pytest
+import torch
+from torch import nn
+
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.full_reference import FullReferenceMetric
+
+
+@pytest.fixture(scope="module")
+def metric():
+    torch.manual_seed(0)
+    return FullReferenceMetric(Backbone("test_resnet"))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(4, 3, 72, 64, generator=generator)
+    return x, (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+
+def literal(metric, x, y):
+    """Place by place of every stage."""
+    total = 0.0
+    for stage, weight in zip(metric.stages, metric.weights, strict=True):
+        f, g = (metric.backbone.feature_maps(image[None])[stage][0].double() for image in (x, y))
+        at = 0.0
+        for row in range(f.shape[1]):
+            for column in range(f.shape[2]):
+                u, v = f[:, row, column], g[:, row, column]
+                u, v = u / u.norm().clamp(min=1e-12), v / v.norm().clamp(min=1e-12)
+                at += (weight * (u - v) ** 2).sum()
+        total += at / f[0].numel()
+    return total
+
+
+def test_distance_equals_a_literal_one(metric, pairs):
+    weighted = FullReferenceMetric(metric.backbone, stages=[0, 2])
+    for weight in weighted.weights:
+        weight.copy_(torch.rand(len(weight)))
+    for m in (metric, weighted):
+        expected = torch.stack([literal(m, x, y) for x, y in zip(*pairs, strict=True)])
+        torch.testing.assert_close(m.distance(*pairs).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class Trunk(nn.Module):
+    """The trunk of the lpips package as a backbone: [0,1] instead of [-1,1]."""
+
+    channels = 3
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.stage_channels = model, model.chns
+
+    def feature_maps(self, images):
+        return list(self.model.net(self.model.scaling_layer(2 * images - 1)))
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+def test_distance_equals_lpips_with_its_trunk_and_weights(net, pairs):
+    """Its trunk at random, which needs no download, and the linear weights that it ships."""
+    torch.manual_seed(0)
+    theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    ours = FullReferenceMetric(Trunk(theirs))
+    for weight, layer in zip(ours.weights, theirs.lins, strict=True):
+        weight.copy_(layer.model[-1].weight.flatten())
+    x, y = pairs
+    with torch.no_grad():
+        expected = theirs(x, y, normalize=True)[:, 0, 0, 0]
+        assert expected.min() > 1e-3
+        torch.testing.assert_close(ours.distance(x, y), expected, rtol=1e-5, atol=1e-6)
+        spatial = lpips.LPIPS(net=net, pnet_rand=True, verbose=False, spatial=True).eval()
+        spatial.load_state_dict(theirs.state_dict())
+        expected = spatial(x, y, normalize=True)[:, 0]
+        torch.testing.assert_close(ours.distance_map(x, y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_identical_images_have_distance_0_and_a_finite_gradient(metric, pairs):
+    x, y = pairs[0].clone(), pairs[1].clone()
+    x[1], y[2] = y[1], 0
+    x[3] = y[3] = 0
+    x.requires_grad_()
+    distance = metric.distance(x, y)
+    assert distance[1] == 0 and distance[3] == 0 and distance[0] > 0 and distance[2] > 0
+    distance.sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert not x.grad[1].any() and not x.grad[3].any() and x.grad[0].any()
+
+
+def test_gradient_is_that_of_finite_differences(pairs):
+    torch.manual_seed(0)
+    metric = FullReferenceMetric(Backbone("test_resnet").double())
+    metric._unit_maps = lambda images: [  # in float64, which float32 has not enough digits for
+        f / f.square().sum(1, keepdim=True).add(1e-10).sqrt() for f in metric.backbone.feature_maps(images)
+    ]
+    for weight in metric.weights:
+        weight.data = weight.data.double()
+    x, y = (z[:1, :, :32, :32].double() for z in pairs)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(metric.distance(x, y).sum(), x)
+    direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    step = 1e-6 * direction
+    with torch.no_grad():
+        slope = (metric.distance(x + step, y) - metric.distance(x - step, y)).sum() / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-9)
+
+
+def test_symmetric_and_a_function_of_the_pair_alone(metric, pairs):
+    x, y = pairs
+    torch.testing.assert_close(metric.distance(x, y), metric.distance(y, x))
+    torch.testing.assert_close(metric.distance(x[2:3], y[2:3])[0], metric.distance(x, y)[2])
+
+
+def test_a_kept_reference_meets_many(metric, pairs):
+    x, y = pairs
+    torch.testing.assert_close(metric.distance(x, metric.reference(y)), metric.distance(x, y))
+    many = torch.cat([x, y[:1]])
+    kept = metric.distance(many, metric.reference(y[:1]))
+    torch.testing.assert_close(kept, metric.distance(many, y[:1].expand(5, -1, -1, -1).contiguous()))
+    assert kept[4] == 0
+
+
+def test_safe_under_autocast(metric, pairs):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = metric.distance(*pairs)
+        assert metric.distance(pairs[0], pairs[0]).eq(0).all()
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, metric.distance(*pairs), rtol=0.05, atol=0)
+
+
+def test_the_backbone_is_frozen_and_the_weights_take_no_gradient(metric):
+    metric.train()
+    assert not any(parameter.requires_grad for parameter in metric.parameters()) and not metric.backbone.training
+
+
+def test_no_host_read(metric, pairs, no_host_reads):
+    with no_host_reads():
+        metric.distance(*pairs)
+
+
+@pytest.mark.gpu
+def test_other_values_give_nan_on_a_gpu(metric, pairs):
+    x, y = (z.cuda() for z in pairs)
+    x[1] *= 255
+    distance = metric.cuda().distance(x, y)
+    assert distance[1].isnan() and torch.isfinite(distance[[0, 2, 3]]).all()
+    metric.cpu()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (255 * x, y), r"images in \[0,1\], got .* to 25"),
+        (lambda x, y: (x, 2 * y - 1), r"references in \[0,1\], got -"),
+        (lambda x, y: (x * torch.nan, y), "got nan to nan"),
+        (lambda x, y: (x[:, :1], y), r"images \(B,3,H,W\), float in \[0,1\], got \(4, 1, 72, 64\)"),
+        (lambda x, y: (x[0], y[0]), r"got \(3, 72, 64\)"),
+        (lambda x, y: ((255 * x).to(torch.uint8), y), "uint8"),
+        (lambda x, y: (x, y[:, :, 1:]), r"references of the images' shape \(4, 3, 72, 64\), got \(4, 3, 71, 64\)"),
+        (lambda x, y: (x, y[:3]), "Give pairs"),
+    ],
+)
+def test_wrong_pairs_are_refused(metric, pairs, change, message):
+    with pytest.raises(ValueError, match=message):
+        metric.distance(*change(*pairs))
+
+
+@pytest.mark.parametrize("stages", [[], [9], [-1], [2, 1], [1, 1]])
+def test_wrong_stages(stages):
+    with pytest.raises(ValueError, match="Expected stages in order from 0 to 4, got"):
+        FullReferenceMetric(Backbone("test_resnet"), stages)
