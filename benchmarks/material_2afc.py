@@ -1,0 +1,175 @@
+"""Which of two materials looks more like a third: distances of frozen backbones beside people's choices.
+
+    CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
+
+`DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
+drawn anew for each triplet. Uncalibrated: all weights 1, of all stages and of the one that agrees best on the training
+triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets by LPIPS' ranker. Agreement:
+the share of test triplets without a tie in votes whose majority the distance follows; 2AFC: the share of votes, all
+test triplets. SSIM: of luma. Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired
+difference excludes 0.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+import csrtrain
+from benchmarks import harness
+from benchmarks.biq2021 import bundle_words
+from csrtrain.augment.color import luma
+from csrtrain.data import decode
+from csrtrain.data.index import addresses_of
+from csrtrain.losses.ranking import Ranker, preference_loss
+from csrtrain.metrics.preference import two_afc
+from csrtrain.metrics.representation import paired_bootstrap
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.full_reference import FullReferenceMetric
+
+EPOCHS, BATCH_SIZE, RATE = 10, 50, 1e-3
+Array = NDArray[np.float64]
+
+
+class Triplets(NamedTuple):
+    """reference, p0, p1: (N,) numbers of images; judge: (N,) share that chose p1; tied: (N,) as many for each."""
+
+    reference: NDArray[np.int64]
+    p0: NDArray[np.int64]
+    p1: NDArray[np.int64]
+    judge: Array
+    tied: NDArray[np.bool_]
+
+
+def read_triplets(path: Path, seed: int) -> Triplets:
+    """Each in a random order: the file names the chosen one first."""
+    content = json.loads(path.read_text())
+    answers, votes = np.array(content["answers"]), np.array(content["agreement"], dtype=np.float64)
+    swapped = np.random.default_rng(seed).random(len(answers)) < 0.5
+    p0, p1 = np.where(swapped, answers[:, [2, 1]].T, answers[:, [1, 2]].T)
+    share = votes[:, 0] / votes.sum(1)
+    return Triplets(answers[:, 0], p0, p1, np.where(swapped, share, 1 - share), votes[:, 0] == votes[:, 1])
+
+
+@torch.no_grad()
+def channel_differences(metric: FullReferenceMetric, images: Tensor) -> list[Tensor]:
+    """Per stage (N,N,C): the mean over places of the squared difference of unit vectors, for every pair of images."""
+    parts = [metric.reference(image[None]).maps for image in track(images, "Feature maps")]
+    found = []
+    for stage in range(len(metric.stages)):
+        maps = torch.cat([part[stage] for part in parts]).flatten(2)  # (N,C,P)
+        squares = maps.square().sum(2)
+        products = torch.stack([channel @ channel.T for channel in maps.unbind(1)], 2)  # (N,N,C)
+        found.append(((squares[:, None] + squares[None] - 2 * products) / maps.shape[2]).clamp(min=0))
+    return found
+
+
+def calibrated(differences: Tensor, triplets: Triplets) -> Array:
+    """(N,N) distances with weights fitted to the triplets."""
+    torch.manual_seed(0)
+    scale = differences.sum(2).mean()  # distances of the size of LPIPS', which the ranker is made for
+    weight = torch.full((differences.shape[2],), 0.3 / float(scale)).requires_grad_()
+    ranker, start = Ranker(), weight.detach().clone()
+    optimizer = torch.optim.Adam(
+        [{"params": [weight], "lr": RATE * float(start[0])}, {"params": ranker.parameters()}], RATE
+    )
+    reference, p0, p1 = (torch.from_numpy(x) for x in (triplets.reference, triplets.p0, triplets.p1))
+    judge = torch.from_numpy(triplets.judge).float()
+    for epoch in range(EPOCHS):
+        for group in optimizer.param_groups:
+            group["lr"] *= 1.0 if epoch < EPOCHS // 2 else 0.6
+        for rows in torch.randperm(len(judge)).split(BATCH_SIZE):
+            d0, d1 = (differences[reference[rows], p[rows]] @ weight for p in (p0, p1))
+            optimizer.zero_grad()
+            preference_loss(ranker(d0, d1), judge[rows]).backward()
+            optimizer.step()
+            with torch.no_grad():
+                weight.clamp_(min=0)
+    return (differences @ weight.detach()).double().numpy()
+
+
+def agreement(distances: Array, triplets: Triplets) -> tuple[Array, Array]:
+    """Per triplet without a tie: whether the majority is followed; per triplet: the share of votes."""
+    d0, d1 = distances[triplets.reference, triplets.p0], distances[triplets.reference, triplets.p1]
+    majority = two_afc(d0, d1, (triplets.judge > 0.5).astype(np.float64))[~triplets.tied]
+    return majority, two_afc(d0, d1, triplets.judge)
+
+
+def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> dict[str, Array]:
+    """Uncalibrated and calibrated distances between all images."""
+    metric = FullReferenceMetric(backbone.float())
+    differences = channel_differences(metric, images)
+    stages = [stage.sum(2).double().numpy() for stage in differences]
+    best = int(np.argmax([agreement(stage, train)[0].mean() for stage in stages]))
+    return {
+        "all stages": np.sum(stages, axis=0),
+        f"stage {best}, best on train": stages[best],
+        "calibrated": calibrated(torch.cat(differences, 2), train),
+    }
+
+
+def main() -> None:
+    """All bundles beside the controls."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    if "CSRTRAIN_DATA" not in os.environ:
+        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
+    root = Path(os.environ["CSRTRAIN_DATA"]) / "material_2afc"
+    train, test = (read_triplets(root / f"answers_processed_{split}.json", 0) for split in ("train", "test"))
+    images = torch.stack([decode.to_channels(decode.read(path), 3) for path in addresses_of(str(root / "images"))])
+    images = images.float() / 255
+    flat = images.flatten(1)
+    grey, similar = luma(images), np.ones((len(images), len(images)))
+    for k in track(range(1, len(grey)), "SSIM"):
+        pairs = grey[:k], grey[k : k + 1].expand(k, -1, -1, -1)
+        similar[k, :k] = similar[:k, k] = ssim(*pairs, reduction="none", data_range=1.0)
+    distances = {"pixels": torch.cdist(flat, flat).double().numpy(), "SSIM": 1 - similar}
+    bundles = dict(argument.split("=", 1) for argument in options.bundles)
+    torch.manual_seed(0)
+    backbones = {"untrained": Backbone("resnet18")} | {name: csrtrain.load(path) for name, path in bundles.items()}
+    for name, backbone in backbones.items():
+        assert isinstance(backbone, Backbone)
+        distances |= {f"{name}, {kind}": d for kind, d in distances_of(backbone, images, train).items()}
+    untied = test.reference[~test.tied]
+    found = {name: agreement(d, test) for name, d in distances.items()}
+    rows: list[dict[str, Any]] = []
+    for name, (majority, soft) in found.items():
+        value, low, high = paired_bootstrap(majority, np.zeros(len(majority)), untied)
+        row = {"distance": name, "agreement": value, "interval": f"[{low:.3f}, {high:.3f}]", "2AFC": float(soft.mean())}
+        for control in (
+            "pixels",
+            "SSIM",
+            f"untrained, {name.split(', ')[-1] if 'calibrated' in name else 'all stages'}",
+        ):
+            if name not in ("pixels", "SSIM") and not name.startswith("untrained"):
+                _, low, high = paired_bootstrap(majority, found[control][0], untied)
+                row[f"minus {control.split(',')[0]}"] = f"[{low:+.3f}, {high:+.3f}]"
+                row[f"beats {control.split(',')[0]}"] = low > 0
+        rows.append(row)
+    ceiling = np.maximum(test.judge, 1 - test.judge)[~test.tied].mean()
+    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes += [
+        f"{(~test.tied).sum()} of {len(test.judge)} test triplets without a tie. A person agrees with the majority in "
+        f"{ceiling:.3f} of their votes.",
+        "Minus untrained: the same kind of distance, all stages or calibrated; for a stage, all stages.",
+    ]
+    title = "Similarity of materials: distances beside people's choices"
+    command = "CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write"
+    result = harness.Result("material_2afc", title, rows, notes, ("torch", "timm", "torchmetrics"), command)
+    result.show()
+    if options.write:
+        result.write()
+
+
+if __name__ == "__main__":
+    main()
