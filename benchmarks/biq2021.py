@@ -5,17 +5,19 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write
 
-train: CONTRIQUE (ResNet-18, 160 px) on `DIR/natural` as pristine images and the training images of `DIR/biq2021` as
-authentic ones, SimCLR and MoCo on the same images. evaluate: features of full and half scale of every whole image (kept
-in RUNS), ridge regression on the published training split, its strength chosen by 5 folds by group inside it; SRCC on
-the published test split, and on that less the images that share a group with a training image. Per subset fitted on
-that subset, and both together. Intervals: 95 %, bootstrap over groups of test images. "Beats" means that the interval
-of the paired difference excludes 0. domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published
-test images, and of other kinds of images, `csrtrain score` flags as out of domain.
+train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
+`DIR/biq2021` as authentic ones; SimCLR and MoCo on the same images at the 96 px and batch 64 of their configs.
+evaluate: features of full and half scale of every whole image (kept in RUNS), ridge regression on the published
+training split, its strength chosen by 5 folds by group inside it; SRCC on the published test split, and on that less
+the images that share a group with a training image. Per subset fitted on that subset, and both together. Intervals:
+95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0.
+domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of
+images, `csrtrain score` flags as out of domain.
 """
 
 import argparse
 import csv
+import hashlib
 import os
 import subprocess
 import sys
@@ -93,9 +95,11 @@ def representations(backbone: Backbone, paths: list[Path]) -> Array:
 
 
 def features_of(name: str, bundle: str | None, paths: list[Path], runs: Path) -> Array:
-    """(N,D) features of a bundle, or of a control, kept in RUNS for the next call."""
-    kept = runs / f"features {name}.npy"
-    if not kept.exists() or (bundle and kept.stat().st_mtime < Path(bundle).stat().st_mtime):
+    """(N,D) features of a bundle, or of a control, kept in RUNS for the next call with the same bundle and images."""
+    digest = hashlib.sha256(Path(bundle).read_bytes() if bundle else name.encode())
+    digest.update("".join(str(path) for path in paths).encode())
+    kept = runs / f"features-{digest.hexdigest()[:16]}.npy"
+    if not kept.exists():
         if name == "BRISQUE + SVR":
             found = np.stack([brisque_features(decode.read(str(path))).numpy() for path in track(paths)])
         else:
@@ -244,6 +248,8 @@ def main() -> None:
     rows = read_rows(root / "biq2021")
     paths = [root / "biq2021" / "images" / row["image"] for row in rows]
     bundles = dict(argument.split("=", 1) for argument in options.bundles)
+    if set(bundles) & set(CONTROLS):
+        raise SystemExit(f"Expected names of bundles other than {' and '.join(CONTROLS)}. Choose others.")
     features = {name: features_of(name, bundles.get(name), paths, options.runs) for name in (*CONTROLS, *bundles)}
     names = list(bundles)
     if len(names) > 1:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy.ndimage import laplace
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 import csrtrain
@@ -44,14 +45,16 @@ Array = NDArray[np.float64]
 
 
 def held_out(h: Array, y: Array) -> Array:
-    """Predictions of each row by a head that did not see it."""
-    folds = group_folds(np.arange(len(y)), OUTER)
+    """Predictions of each row by a head that did not see it, less the mean of what that head saw.
+
+    The mean moves against what is held out, and with it predictions that are hardly more than a mean: the AUC of noise
+    would be below 0.5. Folds have equal shares of good images for the same reason.
+    """
     out = np.empty(len(y))
-    for fold in range(OUTER):
-        train = folds != fold
-        fitted = ridge.fit(h[train], y[train], group_folds(np.arange(train.sum()), INNER))
+    for train, test in StratifiedKFold(OUTER, shuffle=True, random_state=0).split(h, y):
+        fitted = ridge.fit(h[train], y[train], group_folds(np.arange(len(train)), INNER))
         best = fitted.best(y[train])
-        out[~train] = h[~train] @ fitted.weights[best] + fitted.biases[best]
+        out[test] = h[test] @ fitted.weights[best] + fitted.biases[best] - y[train].mean()
     return out
 
 
@@ -89,6 +92,9 @@ def main() -> None:
     torch.manual_seed(0)
     backbones = {"untrained": Backbone("resnet18")} | {name: csrtrain.load(path) for name, path in bundles.items()}
     rows: list[dict[str, Any]] = []
+    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes.append("Features in bf16; whole images at full and half scale, each part of length 1.")
+    notes.append("The sets name no patients: images of one may lie on both sides of a fold.")
     for name, (good, bad, top) in SETS.items():
         addresses = [addresses_of(str(root / folder)) for folder in (good, bad)]
         images = [decode.read(address)[:, top:] for address in (*addresses[0], *addresses[1])]
@@ -96,13 +102,14 @@ def main() -> None:
         grey = [luma(decode.to_channels(image, 3)[None].float() / 255)[0, 0].numpy() for image in images]
         scores = {"sharpness (variance of the Laplacian), no fit": np.array([laplace(image).var() for image in grey])}
         scores |= {key: held_out(features(backbone, images), y) for key, backbone in backbones.items()}
+        noise = [held_out(np.random.default_rng(seed).standard_normal((len(y), 64)) / 8, y) for seed in range(20)]
+        of_noise = np.mean([roc_auc_score(y, score) for score in noise])
+        notes.append(f"{name}: mean AUC of 20 draws of noise as features {of_noise:.3f}.")
         for key, score in scores.items():
             auc, low, high = auc_interval(score.astype(np.float64), y)
             counts = f"{len(addresses[0])} good, {len(addresses[1])} bad"
             row = {"images": f"{name}: {counts}", "features": key, "AUC": auc, "interval": f"[{low:.3f}, {high:.3f}]"}
             rows.append(row)
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
-    notes.append("Features in bf16; whole images at full and half scale, each part of length 1.")
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.medical_labels NAME=BUNDLE ... --write"
     title = "Good from bad medical images by a ridge head on frozen backbones"
     result = harness.Result("medical_labels", title, rows, notes, ("torch", "timm", "scikit-learn"), command)

@@ -17,15 +17,10 @@ def two_afc(d0: Array, d1: Array, judge: Array) -> Array:
         judge: (N,) share of people who chose p1, in [0,1].
 
     Raises:
-        ValueError: lengths differ, a distance is NaN, or a share is outside [0,1].
+        ValueError: shapes differ, a value is not finite, or a share is outside [0,1].
     """
     d0, d1, judge = (np.asarray(values, dtype=np.float64) for values in (d0, d1, judge))
-    if not len(d0) == len(d1) == len(judge) > 0:
-        raise ValueError(
-            f"Expected as many d0, d1 and judge, at least 1, got {len(d0)}, {len(d1)} and {len(judge)}. Give all three."
-        )
-    if np.isnan(d0).any() or np.isnan(d1).any():
-        raise ValueError(f"Expected distances, got NaN in {np.isnan(d0 + d1).sum()} triplets. Leave them out.")
+    _check_rows(d0=d0, d1=d1, judge=judge)
     if not ((judge >= 0) & (judge <= 1)).all():
         raise ValueError(f"Expected shares in [0,1], got {judge.min():g} to {judge.max():g}. Divide by the votes.")
     return np.where(d0 == d1, 0.5, np.where(d1 < d0, judge, 1 - judge))
@@ -43,13 +38,10 @@ def jnd_average_precision(distances: Array, same: Array) -> float:
         same: (N,) share of people who saw no difference, in [0,1].
 
     Raises:
-        ValueError: lengths differ, a distance is NaN, a share is outside [0,1], or nobody saw no difference.
+        ValueError: shapes differ, a value is not finite, a share is outside [0,1], or all people saw every difference.
     """
     distances, same = np.asarray(distances, dtype=np.float64), np.asarray(same, dtype=np.float64)
-    if not len(distances) == len(same) > 0:
-        raise ValueError(f"Expected as many distances as pairs, got {len(distances)} and {len(same)}. Give both.")
-    if np.isnan(distances).any():
-        raise ValueError(f"Expected distances, got NaN in {np.isnan(distances).sum()} pairs. Leave them out.")
+    _check_rows(distances=distances, same=same)
     if not ((same >= 0) & (same <= 1)).all() or same.sum() == 0:
         raise ValueError(f"Expected shares in [0,1], some above 0, got {same.min():g} to {same.max():g}. Check them.")
     order = np.argsort(distances, kind="stable")
@@ -58,3 +50,12 @@ def jnd_average_precision(distances: Array, same: Array) -> float:
     precision, recall = found / (last + 1), found / same.sum()
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0) * precision))
+
+
+def _check_rows(**columns: Array) -> None:
+    shapes = {name: values.shape for name, values in columns.items()}
+    if len(set(shapes.values())) != 1 or any(len(shape) != 1 or shape[0] == 0 for shape in shapes.values()):
+        raise ValueError(f"Expected one value (N,) per row in {', '.join(shapes)}, got {shapes}. Flatten them.")
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"Expected finite {name}, got {(~np.isfinite(values)).sum()} others. Leave them out.")

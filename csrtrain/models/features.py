@@ -116,7 +116,8 @@ class FrozenFeatures(nn.Module):
             weight: (F,) of a linear head.
 
         Returns:
-            (B,F) as `forward` gives them, and (B,h,w) float32, a place per 32 x 32 pixels, that sum to the product.
+            (B,F) as `forward` gives them, under autocast averaged in float32 instead, and (B,h,w) float32, a place per
+            32 x 32 pixels, that sum to the product.
 
         Raises:
             ValueError: an architecture whose representation is not the mean of a feature map.

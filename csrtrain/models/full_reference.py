@@ -1,7 +1,7 @@
 """The full-reference distance: two images compared in the feature maps of a frozen backbone."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from csrtrain.models.backbone import Backbone, freeze
 
 _EPSILON = 1e-10  # of a squared length: a vector of zeros stays one, and has a gradient
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _OVERSHOOT = 0.25  # beyond [0,1] that a network's output may have as a loss
 
 
@@ -18,10 +19,12 @@ class Reference(NamedTuple):
 
     images: (B,C,H,W) as given.
     maps: unit feature maps (B,C,h,w), one per stage.
+    autocast: whether they were made under it; its rounding errors are as large as small distances.
     """
 
     images: Tensor
     maps: list[Tensor]
+    autocast: bool
 
 
 class FullReferenceMetric(nn.Module):
@@ -37,9 +40,6 @@ class FullReferenceMetric(nn.Module):
         stages: of its `feature_maps`, counted from 0; all of them by default.
     """
 
-    header: Any = None
-    """What the bundle says that `csrtrain.load` read it from."""
-
     def __init__(self, backbone: Backbone, stages: Sequence[int] | None = None) -> None:
         super().__init__()
         known = len(backbone.stage_channels)
@@ -47,7 +47,7 @@ class FullReferenceMetric(nn.Module):
         if not self.stages or list(self.stages) != sorted(set(self.stages) & set(range(known))):
             raise ValueError(f"Expected stages in order from 0 to {known - 1}, got {list(self.stages)}. Name others.")
         self.backbone = freeze(backbone)
-        self.weights = nn.ParameterList(torch.ones(backbone.stage_channels[stage]) for stage in self.stages)
+        self.weights = nn.ParameterDict({str(k): torch.ones(backbone.stage_channels[k]) for k in self.stages})
         self.weights.requires_grad_(False)
 
     @property
@@ -63,11 +63,12 @@ class FullReferenceMetric(nn.Module):
             y: the same shape, or (1,C,H,W), or what `reference` made of such images.
 
         Returns:
-            (B,) float32, exactly 0 where x equals y, in any batch.
+            (B,) float32, exactly 0 where x equals y, in any batch. Under bf16 autocast rounding errors are about 1e-4.
 
         Raises:
-            ValueError: other shapes, channels or types; on a CPU also other values. On other devices values are not
-                looked at, which would wait for them: a distance is NaN there.
+            ValueError: other shapes, channels or types, or a reference made under autocast and used without it, or the
+                other way round; on a CPU also other values. On other devices values are not looked at, which would wait
+                for them: a distance is NaN there.
         """
         return torch.stack([stage.mean((1, 2)) for stage in self._stages(x, y)]).sum(0)
 
@@ -87,7 +88,7 @@ class FullReferenceMetric(nn.Module):
     def reference(self, y: Tensor) -> Reference:
         """What `distance` needs to know of references (B,C,H,W) in [0,1], to compare many images with them."""
         self._check("references", y)
-        return Reference(y, self._unit_maps(y))
+        return Reference(y, self._unit_maps(y), torch.is_autocast_enabled(y.device.type))
 
     def _stages(self, x: Tensor, y: Tensor | Reference) -> list[Tensor]:
         """(B,h,w) float32 per stage: weighted squared differences."""
@@ -100,6 +101,11 @@ class FullReferenceMetric(nn.Module):
             raise ValueError(
                 f"Expected references of the images' shape {tuple(x.shape)}, got {tuple(images.shape)}. Give pairs."
             )
+        if reference is not None and reference.autocast != torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
+                "got another. Make it again."
+            )
         of_x = self._unit_maps(x)
         of_y = self._unit_maps(images) if reference is None else reference.maps
         # Identical images: what is left are rounding errors of other batches, and their gradient.
@@ -108,8 +114,8 @@ class FullReferenceMetric(nn.Module):
             wrong = [_out_of_range(z).flatten(1).any(1)[:, None, None] for z in (x, images)]
         with torch.autocast(x.device.type, enabled=False):
             found = []
-            for weight, u, v in zip(self.weights, of_x, of_y, strict=True):
-                stage = torch.einsum("bchw,c->bhw", (u - v).square(), weight)
+            for weight, u, v in zip(self.weights.values(), of_x, of_y, strict=True):
+                stage = torch.einsum("bchw,c->bhw", (u - v).square(), weight.float())
                 stage = torch.where(differs, stage, torch.zeros_like(stage))
                 if x.device.type != "cpu":
                     stage = stage.masked_fill(wrong[0] | wrong[1], torch.nan)
@@ -124,11 +130,13 @@ class FullReferenceMetric(nn.Module):
             return [f * torch.rsqrt(f.square().sum(1, keepdim=True) + _EPSILON) for f in chosen]
 
     def _check(self, what: str, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
+        if images.ndim != 4 or images.shape[1] != self.channels or images.dtype not in _FLOATS:
             raise ValueError(
                 f"Expected {what} (B,{self.channels},H,W), float in [0,1], got {tuple(images.shape)} {images.dtype}. "
-                "Divide 8-bit values by 255, and give the backbone's channels."
+                "Divide 8-bit values by 255, convert float64, and give the backbone's channels."
             )
+        if torch.compiler.is_compiling():  # or exported: there are no values
+            return
         # numpy: a host read of a host tensor is no synchronisation
         if images.device.type == "cpu" and _out_of_range(images.detach()).numpy().any():
             low, high = images.detach().float().numpy().min(), images.detach().float().numpy().max()

@@ -110,13 +110,16 @@ class NoReferenceMetric(nn.Module):
         """(B,C,H,W) -> (B,h,w) float32, what each place of 32 x 32 pixels adds to the score; they sum to it.
 
         Raises:
-            ValueError: the backbone's representation is not the mean of a feature map.
+            ValueError: images that `score` refuses, or the backbone's representation is not the mean of a feature map.
         """
         return self.explain(images)[1]
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> tuple[Assessment, Tensor]:
-        """`assess` and `heatmap` in one pass through the backbones."""
+        """`assess` and `heatmap` of (B,C,H,W) in one pass through the backbones; errors as for `heatmap`.
+
+        Under autocast the features are averaged in float32 here, which moves a score by less than 0.1.
+        """
         _check_range(images)
         h, contributions = self.features.decompose(images, self.scale.slope * self.head.weight[0])
         constant = self.scale.slope * self.head.bias + self.scale.offset

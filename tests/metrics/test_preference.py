@@ -53,11 +53,12 @@ def test_jnd_average_precision_bounds_that_of_scikit_learn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0], [1.0, 2.0], [0.5]), "as many d0, d1 and judge"),
-        (([], [], []), "at least 1, got 0"),
-        (([np.nan], [1.0], [0.5]), "NaN in 1 triplets"),
+        (([1.0], [1.0, 2.0], [0.5]), r"one value \(N,\) per row in d0, d1, judge, got"),
+        (([[1.0], [2.0]], [[1.0], [2.0]], [0.5, 0.5]), "Flatten"),
+        (([], [], []), "Flatten"),
+        (([np.nan], [1.0], [0.5]), "finite d0, got 1 others"),
         (([1.0], [1.0], [2.0]), r"shares in \[0,1\], got 2"),
-        (([1.0], [1.0], [np.nan]), r"shares in \[0,1\]"),
+        (([1.0], [1.0], [np.nan]), "finite judge"),
     ],
 )
 def test_wrong_triplets(arguments, message):
@@ -68,8 +69,9 @@ def test_wrong_triplets(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0], [1.0, 0.0]), "as many distances as pairs"),
-        (([np.nan], [1.0]), "NaN in 1 pairs"),
+        (([1.0], [1.0, 0.0]), "one value"),
+        (([[1.0], [2.0]], [1.0, 0.0]), "Flatten"),
+        (([np.inf, np.inf], [1.0, 0.0]), "finite distances, got 2 others"),
         (([1.0], [3.0]), r"shares in \[0,1\]"),
         (([1.0], [0.0]), "some above 0"),
     ],

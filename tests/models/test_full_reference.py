@@ -1,3 +1,5 @@
+import copy
+
 import lpips
 import pytest
 import torch
@@ -23,7 +25,7 @@ def pairs():
 def literal(metric, x, y):
     """Place by place of every stage."""
     total = 0.0
-    for stage, weight in zip(metric.stages, metric.weights, strict=True):
+    for stage, weight in zip(metric.stages, metric.weights.values(), strict=True):
         f, g = (metric.backbone.feature_maps(image[None])[stage][0].double() for image in (x, y))
         at = 0.0
         for row in range(f.shape[1]):
@@ -37,7 +39,7 @@ def literal(metric, x, y):
 
 def test_distance_equals_a_literal_one(metric, pairs):
     weighted = FullReferenceMetric(metric.backbone, stages=[0, 2])
-    for weight in weighted.weights:
+    for weight in weighted.weights.values():
         weight.copy_(torch.rand(len(weight)))
     for m in (metric, weighted):
         expected = torch.stack([literal(m, x, y) for x, y in zip(*pairs, strict=True)])
@@ -63,7 +65,7 @@ def test_distance_equals_lpips_with_its_trunk_and_weights(net, pairs):
     torch.manual_seed(0)
     theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
     ours = FullReferenceMetric(Trunk(theirs))
-    for weight, layer in zip(ours.weights, theirs.lins, strict=True):
+    for weight, layer in zip(ours.weights.values(), theirs.lins, strict=True):
         weight.copy_(layer.model[-1].weight.flatten())
     x, y = pairs
     with torch.no_grad():
@@ -88,22 +90,76 @@ def test_identical_images_have_distance_0_and_a_finite_gradient(metric, pairs):
     assert not x.grad[1].any() and not x.grad[3].any() and x.grad[0].any()
 
 
-def test_gradient_is_that_of_finite_differences(pairs):
+def test_gradient_equals_that_of_lpips(pairs):
+    """Which adds its epsilon behind the root."""
     torch.manual_seed(0)
-    metric = FullReferenceMetric(Backbone("test_resnet").double())
-    metric._unit_maps = lambda images: [  # in float64, which float32 has not enough digits for
-        f / f.square().sum(1, keepdim=True).add(1e-10).sqrt() for f in metric.backbone.feature_maps(images)
-    ]
-    for weight in metric.weights:
-        weight.data = weight.data.double()
-    x, y = (z[:1, :, :32, :32].double() for z in pairs)
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(metric.distance(x, y).sum(), x)
-    direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    step = 1e-6 * direction
-    with torch.no_grad():
-        slope = (metric.distance(x + step, y) - metric.distance(x - step, y)).sum() / 2e-6
-    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-9)
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    ours = FullReferenceMetric(Trunk(theirs))
+    for weight, layer in zip(ours.weights.values(), theirs.lins, strict=True):
+        weight.copy_(layer.model[-1].weight.flatten())
+    gradients = []
+    for distance in (ours.distance, lambda x, y: theirs(x, y, normalize=True)):
+        x = pairs[0].clone().requires_grad_()
+        gradients += torch.autograd.grad(distance(x, pairs[1]).sum(), x)
+    assert gradients[1].abs().max() > 1e-6
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+
+
+def test_small_feature_vectors_are_compared_by_direction(metric, pairs):
+    """An epsilon that weighs as much as they do would shorten them."""
+
+    class Faint(nn.Module):
+        channels, stage_channels = 3, metric.backbone.stage_channels[:1]
+
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def feature_maps(self, images):
+            return [self.scale * metric.backbone.feature_maps(images)[0]]
+
+    faint, plain = (FullReferenceMetric(Faint(scale)).distance(*pairs) for scale in (1e-3, 1.0))
+    torch.testing.assert_close(faint, plain, rtol=1e-2, atol=0)
+
+
+def test_an_overshoot_of_a_quarter_is_accepted(metric, pairs):
+    x, y = pairs[0].clone(), pairs[1]
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 1.24, -0.24
+    assert torch.isfinite(metric.distance(x, y)).all()
+    for value in (1.26, -0.26):
+        x[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"Expected images in \[0,1\]"):
+            metric.distance(x, y)
+
+
+def test_weights_belong_to_their_stages(metric):
+    one, other = FullReferenceMetric(metric.backbone, [0]), FullReferenceMetric(metric.backbone, [1])
+    with pytest.raises(RuntimeError, match=r"weights\.1"):
+        other.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_of_numbers(metric, pairs, dtype):
+    x, y = (image.to(dtype) for image in pairs)
+    if dtype == torch.float64:
+        with pytest.raises(ValueError, match="convert float64"):
+            metric.distance(x, y)
+    else:
+        distance = copy.deepcopy(metric).to(dtype).distance(x, y)
+        torch.testing.assert_close(distance, metric.distance(*pairs), rtol=0.1, atol=0)
+
+
+def test_can_be_exported(metric, pairs):
+    class Distance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.metric = metric
+
+        def forward(self, x, y):
+            return self.metric.distance(x, y)
+
+    exported = torch.export.export(Distance(), pairs).module()
+    torch.testing.assert_close(exported(*pairs), metric.distance(*pairs), rtol=1e-4, atol=1e-6)
 
 
 def test_symmetric_and_a_function_of_the_pair_alone(metric, pairs):
@@ -127,6 +183,16 @@ def test_safe_under_autocast(metric, pairs):
         assert metric.distance(pairs[0], pairs[0]).eq(0).all()
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, metric.distance(*pairs), rtol=0.05, atol=0)
+
+
+def test_a_reference_of_another_precision_is_refused(metric, pairs):
+    kept = metric.reference(pairs[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match="a reference made under autocast"):
+            metric.distance(pairs[0], kept)
+        kept = metric.reference(pairs[1])
+    with pytest.raises(ValueError, match="a reference made without autocast"):
+        metric.distance(pairs[0], kept)
 
 
 def test_the_backbone_is_frozen_and_the_weights_take_no_gradient(metric):

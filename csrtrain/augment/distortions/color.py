@@ -69,11 +69,11 @@ def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
     spaced in the order of luma. Ours; MATLAB's `rgb2ind` cuts boxes of least variance.
 
     Args:
-        x: (n,3,H,W) in [0,1].
-        colors: (n,) size of the palette, rounded, at most 64.
+        x: (n,3,H,W) float32 in [0,1].
+        colors: (n,) size of the palette, 1 to 64, rounded.
         seeds: (n,), unused.
     """
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.device.type == "cpu":  # numpy: a host read of a host tensor is no synchronisation
         for k, most in enumerate(colors.round().numpy().astype(int).tolist()):
             _quantize(x[k : k + 1], colors[k : k + 1], most, out[k : k + 1])
