@@ -18,6 +18,7 @@ images, `csrtrain score` flags as out of domain.
 import argparse
 import csv
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -84,13 +85,13 @@ def train(method: str, root: Path, runs: Path, epochs: int) -> None:
 
 @torch.no_grad()
 def representations(backbone: Backbone, paths: list[Path]) -> Array:
-    """(N,2D) features of full and half scale of whole images, which have one size."""
-    model = FrozenFeatures([backbone], [Contract()]).folded()
-    found = []
-    for start in track(range(0, len(paths), BATCH), "Features"):
-        images = [decode.to_channels(decode.read(str(path)), 3) for path in paths[start : start + BATCH]]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(model(torch.stack(images)).double().numpy())
+    """(N,2D) features of full and half scale of whole images; neighbours of one size go together."""
+    model, found = FrozenFeatures([backbone], [Contract()]).folded(), []
+    images = (decode.to_channels(decode.read(str(path)), 3) for path in track(paths, "Features"))
+    for _, alike in itertools.groupby(images, key=lambda image: image.shape):
+        while batch := list(itertools.islice(alike, BATCH)):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found.append(model(torch.stack(batch)).double().numpy())
     return np.concatenate(found)
 
 
