@@ -46,6 +46,11 @@ def _status(key: str) -> int:
     raise OSError(f"Expected {key} in /proc/self/status, got none. This measurement needs Linux.")
 
 
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
 def peak_memory(function: Callable[[], object]) -> int:
     """Bytes by which one call raises the resident memory at its highest (Linux: VmHWM reset by clear_refs).
 
@@ -118,10 +123,9 @@ class Result:
     def provenance(self) -> list[str]:
         """Command, machine, versions, commit, date."""
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("csrtrain", *self.packages))
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        commit = git.stdout.strip() or "unknown"
+        commit = _git("describe", "--always") or "unknown"
+        if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"):
+            commit += "-dirty"
         command = self.command or f"python -m benchmarks {self.name} --write"
         return [f"Command: `{command}`", f"Machine: {machine()}", f"{versions}, commit {commit}, {date.today()}"]
 
