@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks import harness
-from csrtrain import bundle
+from csrtrain import bundle, headers
 from csrtrain.data import decode, samples
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -69,7 +69,7 @@ def save_metric(path: Path) -> None:
     torch.manual_seed(0)
     features = FrozenFeatures([Backbone("resnet18")], [Contract()])
     metric = NoReferenceMetric(features, RatingScale(0, 1)).eval()
-    bundle.save(path, metric, bundle.MetricHeader(**bundle.described_metric(metric, "header", {}, {})))
+    bundle.save(path, metric, headers.MetricHeader(**bundle.described_metric(metric, "header", {}, {})))
 
 
 def mutate(folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ patient data: nothing in it is run, and it can be shared. The same content gives
 import importlib.metadata
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +15,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, read_header
 from csrtrain.models import weights
 from csrtrain.models.backbone import PREFIX, Backbone, checked_arguments
+from csrtrain.models.difference import DifferenceMetric
 from csrtrain.models.domain import NEIGHBORS
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.full_reference import FullReferenceMetric
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 _PACKAGES = ("csrtrain", "torch", "torchvision", "lightning", "timm", "lightly", "kornia")
 _DIRECTIONS = ("higher is better", "lower is better")
 _METRIC = "metric."  # prefix of its tensors in a checkpoint
 
-
-@dataclass(frozen=True)
-class BundleHeader:
-    """What a bundle says about itself; plain data.
-
-    Attributes:
-        backbone: arguments that rebuild the network, see `Backbone.arguments`.
-        input: channels, range of the values, normalisation (mean, std), and the intensity window of the training
-            images ("header", "full" or [centre, width]): another window means another quality.
-        features: representation_dim, channels of the feature maps (stages), scales of the image that are used and the
-            filter that makes the smaller one, and whether representations are L2-normalised.
-        training: method, config (name), data (digest and description, no names), seed, steps.
-        versions: packages by name.
-        results: measured values by name, finite numbers.
-        kind: "backbone".
-        format: version of this format.
-    """
-
-    backbone: dict[str, Any]
-    input: dict[str, Any]
-    features: dict[str, Any]
-    training: dict[str, Any]
-    versions: dict[str, str]
-    results: dict[str, float]
-    kind: str = "backbone"
-    format: int = weights.FORMAT
-
-
-@dataclass(frozen=True)
-class MetricHeader:
-    """What the bundle of a no-reference metric says about itself; plain data.
-
-    Attributes:
-        backbones: of each, the arguments that rebuild it and what its own bundle says of its training.
-        input: channels, range of the values, and the intensity window of the images.
-        features: of each backbone scales, l2, crops, and the filter that makes the smaller scales.
-        score: range and direction of the score, median score of pristine images (None where no rated image is one);
-            name, range and direction of the ratings that it was fitted to.
-        domain: anchors (how many training images are kept), neighbors (whose mean distance is measured).
-        training: method, data (digest and description, no names), seed.
-        versions: packages by name.
-        results: measured values by name, finite numbers.
-        kind: "no_reference".
-        format: version of this format.
-    """
-
-    backbones: list[dict[str, Any]]
-    input: dict[str, Any]
-    features: list[dict[str, Any]]
-    score: dict[str, Any]
-    domain: dict[str, Any]
-    training: dict[str, Any]
-    versions: dict[str, str]
-    results: dict[str, float]
-    kind: str = "no_reference"
-    format: int = weights.FORMAT
+Distance = FullReferenceMetric | DifferenceMetric
 
 
 def header_for(
@@ -110,7 +58,7 @@ def header_for(
     )
 
 
-def save(path: str | Path, module: Backbone | NoReferenceMetric, header: BundleHeader | MetricHeader) -> None:
+def save(path: str | Path, module: Backbone | NoReferenceMetric | Distance, header: Header) -> None:
     """Write a bundle; a reader sees the old file or the whole new one, never a part.
 
     Raises:
@@ -142,12 +90,9 @@ def described_metric(
     """The header of a metric, as plain data, for its checkpoint."""
     scale, backbones = metric.scale, [b for b in metric.features.backbones if isinstance(b, Backbone)]
     header = MetricHeader(
-        backbones=[{"arguments": b.arguments(), "training": b.header.training if b.header else {}} for b in backbones],
+        backbones=[_described_backbone(b) for b in backbones],
         input={"channels": metric.features.channels, "range": [0.0, 1.0], "window": window},
-        features=[
-            {"scales": list(c.scales), "l2": c.l2, "crops": c.crops, "half_scale_filter": "bilinear_aa"}
-            for c in metric.features.contracts
-        ],
+        features=[_described_contract(contract) for contract in metric.features.contracts],
         score={
             "range": [0.0, 100.0],
             "direction": _DIRECTIONS[0],
@@ -164,59 +109,70 @@ def described_metric(
     return asdict(header)
 
 
-def read_header(path: str | Path) -> BundleHeader | MetricHeader:
-    """What a bundle says about itself, without reading the weights.
-
-    Raises:
-        ValueError: the file is missing, damaged, no bundle, or of an unknown format.
-    """
-    header = weights.read_header(path)
-    if header is None:
-        raise ValueError(f"Expected a csrtrain bundle, got a safetensors file without its header in {path}. Export it.")
-    kinds: dict[str, type[BundleHeader] | type[MetricHeader]]
-    kinds = {"backbone": BundleHeader, "no_reference": MetricHeader}
-    kind = kinds.get(str(header.get("kind")))
-    if kind is None:
-        raise ValueError(
-            f"Expected a bundle of kind {' or '.join(kinds)} in {path}, got {header.get('kind')!r}. Update csrtrain."
-        )
-    if set(header) != {field.name for field in fields(kind)}:
-        names = sorted(field.name for field in fields(kind))
-        raise ValueError(f"Expected the header fields {names} in {path}, got {sorted(header)}. Export it again.")
-    for field in fields(kind):
-        wanted = list if str(field.type).startswith("list") else dict if str(field.type).startswith("dict") else None
-        if wanted and not isinstance(header[field.name], wanted):
-            raise ValueError(
-                f"Expected a {'list' if wanted is list else 'mapping'} {field.name} in the header of {path}, got "
-                f"{header[field.name]!r}. Export it again."
-            )
-    if kind is BundleHeader:
-        arguments = checked_arguments(header, path)
-        for name in ("channels", "mean", "std"):
-            if header["input"].get(name) != arguments[name]:
-                raise ValueError(
-                    f"Expected the same {name} for input and backbone in {path}, got {header['input'].get(name)} and "
-                    f"{arguments[name]}. Export it again."
-                )
-    return kind(**header)
+def described_distance(
+    metric: Distance,
+    window: str | list[float],
+    training: dict[str, Any],
+    results: dict[str, float],
+    fitted_to: str = "ones",
+) -> dict[str, Any]:
+    """The header of a distance, as plain data; `fitted_to`: see `DistanceHeader`."""
+    if isinstance(metric, FullReferenceMetric):
+        backbones, features = [metric.backbone], [{"stages": list(metric.stages)}]
+    else:
+        backbones = [b for b in metric.features.backbones if isinstance(b, Backbone)]
+        features = [_described_contract(contract) for contract in metric.features.contracts]
+    header = DistanceHeader(
+        backbones=[_described_backbone(b) for b in backbones],
+        input={"channels": metric.channels, "range": [0.0, 1.0], "window": window},
+        features=features,
+        distance={
+            "of": "maps" if isinstance(metric, FullReferenceMetric) else "representations",
+            "identical": 0.0,
+            "direction": "lower is closer",
+            "fitted_to": fitted_to,
+        },
+        training=training,
+        versions=versions(),
+        results=results,
+    )
+    return asdict(header)
 
 
-def load(path: str | Path) -> Backbone | NoReferenceMetric:
+def _described_backbone(backbone: Backbone) -> dict[str, Any]:
+    return {"arguments": backbone.arguments(), "training": backbone.header.training if backbone.header else {}}
+
+
+def _described_contract(contract: Contract) -> dict[str, Any]:
+    return {
+        "scales": list(contract.scales),
+        "l2": contract.l2,
+        "crops": contract.crops,
+        "half_scale_filter": "bilinear_aa",
+    }
+
+
+def load(path: str | Path) -> Backbone | NoReferenceMetric | Distance:
     """What a bundle holds, in evaluation mode, on the CPU, with its `header`.
 
     A backbone: `backbone.representation(images)`: (B,C,H,W) float in [0,1] -> (B,D); `backbone.feature_maps(images)`:
     a (B,C,H,W) per stage. A no-reference metric: `metric.score(images)`: (B,C,H,W) -> (B,), 0 to 100, higher is better;
-    `metric.assess(images)`, `metric.heatmap(images)`.
+    `metric.assess(images)`, `metric.heatmap(images)`. A full-reference distance: `metric.distance(x, y)`: pairs of
+    (B,C,H,W) -> (B,), 0 for identical images, lower is closer; of feature maps also `metric.distance_map(x, y)`.
 
     Raises:
         ValueError: the file is missing, damaged, no bundle, or its weights do not fit its header.
     """
     header = read_header(path)
+    if isinstance(header, BundleHeader):
+        return _loaded_backbone(header, path)
+    metric: NoReferenceMetric | Distance
     if isinstance(header, MetricHeader):
         metric = _rebuilt_metric(header, weights.read(path).tensors, path)
-        metric.header = header
-        return metric.eval()
-    return _loaded_backbone(header, path)
+    else:
+        metric = _rebuilt_distance(header, weights.read(path).tensors, path)
+    metric.header = header
+    return metric.eval()
 
 
 def load_backbone(path: str | Path) -> Backbone:
@@ -232,8 +188,19 @@ def load_metric(path: str | Path) -> NoReferenceMetric:
     metric = load(path)
     if not isinstance(metric, NoReferenceMetric):
         raise ValueError(
-            f"Expected the bundle of a metric, got one of a backbone in {path}. Fit a head to ratings first: "
-            "csrtrain fit -c nr_linear."
+            f"Expected the bundle of a no-reference metric, got one of another kind in {path}. Fit a head to ratings "
+            "first: csrtrain fit -c nr_linear."
+        )
+    return metric
+
+
+def load_distance(path: str | Path) -> Distance:
+    """As `load`, of a bundle that has to hold a full-reference distance."""
+    metric = load(path)
+    if not isinstance(metric, Distance):
+        raise ValueError(
+            f"Expected the bundle of a full-reference distance, got one of another kind in {path}. Make one of a "
+            "backbone: csrtrain export BACKBONE -o DISTANCE --distance."
         )
     return metric
 
@@ -244,38 +211,51 @@ def _loaded_backbone(header: BundleHeader, path: str | Path) -> Backbone:
     return backbone.eval()
 
 
-def _check_metric(header: MetricHeader) -> None:
-    """Refuse what would change a score without a word."""
-    window = header.input["window"]
+def _check_window(window: Any) -> None:
     if window not in ("header", "full") and not (
         isinstance(window, list) and len(window) == 2 and all(isinstance(value, int | float) for value in window)
     ):
         raise ValueError(f"window {window!r}")
+
+
+def _check_metric(header: MetricHeader) -> None:
+    """Refuse what would change a score without a word."""
+    _check_window(header.input["window"])
     if header.score["ratings_direction"] not in _DIRECTIONS:
         raise ValueError(f"direction {header.score['ratings_direction']!r}")
+
+
+def _rebuilt_features(header: MetricHeader | DistanceHeader, path: str | Path) -> FrozenFeatures:
     for contract in header.features:
         if not isinstance(contract["l2"], bool) or not isinstance(contract["crops"], int | None):
             raise ValueError(f"features {contract!r}")
+    backbones = [Backbone(**checked_arguments({"backbone": b["arguments"]}, path)) for b in header.backbones]
+    contracts = [Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"]) for f in header.features]
+    return FrozenFeatures(backbones, contracts)
+
+
+def _filled(metric: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Exactly these tensors, all finite, in a metric."""
+    metric.load_state_dict(tensors, strict=True)
+    if wrong := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+        raise ValueError(f"not finite: {wrong[:3]}")
 
 
 def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str | Path) -> NoReferenceMetric:
     """The metric of a header with exactly these tensors in it."""
     try:
         _check_metric(header)
-        backbones = [Backbone(**checked_arguments({"backbone": b["arguments"]}, path)) for b in header.backbones]
-        contracts = [Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"]) for f in header.features]
         low, high = map(float, header.score["ratings_range"])
         better = header.score["ratings_direction"] == _DIRECTIONS[0]
         pristine = header.score.get("pristine")
         scale = RatingScale(low, high, better, str(header.score["ratings"]), pristine and float(pristine))
         anchors = tensors.get("domain.looks")
         metric = NoReferenceMetric(
-            FrozenFeatures(backbones, contracts), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)
+            _rebuilt_features(header, path), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)
         )
-        metric.load_state_dict(tensors, strict=True)
-        wrong = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-        if wrong or header.domain["anchors"] != len(metric.domain.looks) != 0:
-            raise RuntimeError(f"not finite: {wrong[:3]}" if wrong else "another number of training images")
+        _filled(metric, tensors)
+        if header.domain["anchors"] != len(metric.domain.looks) != 0:
+            raise ValueError("another number of training images")
         if header.input["channels"] != metric.features.channels:
             raise RuntimeError("other channels")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -286,8 +266,60 @@ def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str 
     return metric
 
 
-def export_checkpoint(checkpoint: str | Path, output: str | Path) -> BundleHeader | MetricHeader:
-    """Make a bundle of the backbone or the metric in a checkpoint of `csrtrain fit`.
+def _rebuilt_distance(header: DistanceHeader, tensors: dict[str, Tensor], path: str | Path) -> Distance:
+    """The distance of a header with exactly these tensors in it."""
+    try:
+        _check_window(header.input["window"])
+        metric: Distance
+        if header.distance["of"] == "representations":
+            metric = DifferenceMetric(_rebuilt_features(header, path))
+        elif header.distance["of"] == "maps":
+            (one,), (contract,) = header.backbones, header.features
+            backbone = Backbone(**checked_arguments({"backbone": one["arguments"]}, path))
+            metric = FullReferenceMetric(backbone, contract["stages"])
+        else:
+            raise ValueError(f"distance of {header.distance['of']!r}")
+        _filled(metric, tensors)
+        if isinstance(metric, FullReferenceMetric) and any(bool((w < 0).any()) for w in metric.weights.values()):
+            raise ValueError("weights below 0")
+        if header.input["channels"] != metric.channels:
+            raise ValueError("other channels")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(
+            f"Expected the weights and header of a distance in {path}, got others: {reason}. Use another copy."
+        ) from None
+    return metric
+
+
+def export_distance(source: str | Path, output: str | Path, stages: list[int] | None = None) -> DistanceHeader:
+    """Make a full-reference distance with all weights 1 of a backbone: CSR's metric (arXiv 2212.01577), no ratings.
+
+    Args:
+        source: checkpoint of a pretraining run, or the bundle of a backbone.
+        output: the bundle, `.safetensors`.
+        stages: of the feature maps, counted from 0; all by default.
+
+    Returns:
+        The header that was written.
+
+    Raises:
+        ValueError: there is no backbone in it, or it has no such stage.
+    """
+    if str(source).endswith(".safetensors"):
+        backbone = load_backbone(source)
+    else:
+        described, tensors = _checkpoint(source)
+        backbone, backbone.header = _backbone_of(described, tensors, source)
+    metric = FullReferenceMetric(backbone, stages)
+    window = backbone.header.input["window"]
+    header = DistanceHeader(**described_distance(metric, window, {"method": "CSR"}, {}))
+    save(output, metric, header)
+    return header
+
+
+def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Header:
+    """Make a bundle of the backbone, the metric or the distance in a checkpoint of `csrtrain fit`.
 
     Args:
         checkpoint: Lightning checkpoint; what describes it stands under its key `csrtrain`.
@@ -299,18 +331,46 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> BundleHeade
     Raises:
         ValueError: the checkpoint is missing, damaged, would run code, or is none of csrtrain's.
     """
-    content = weights.read_torch(checkpoint)
+    described, tensors = _checkpoint(checkpoint)
+    kept = {name.removeprefix(_METRIC): value for name, value in tensors.items() if name.startswith(_METRIC)}
+    module: Backbone | NoReferenceMetric | Distance
+    header: Header
+    if described.get("kind") == "no_reference":
+        header = MetricHeader(**_all_fields(described, MetricHeader, checkpoint))
+        module = _rebuilt_metric(header, kept, checkpoint)
+    elif described.get("kind") == "full_reference":
+        header = DistanceHeader(**_all_fields(described, DistanceHeader, checkpoint))
+        module = _rebuilt_distance(header, kept, checkpoint)
+    else:
+        module, header = _backbone_of(described, tensors, checkpoint)
+    save(output, module, header)
+    return header
+
+
+def _checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What describes a checkpoint of csrtrain fit, and its tensors."""
+    content = weights.read_torch(path)
     described, tensors = content.get("csrtrain"), content.get("state_dict")
     if not isinstance(described, dict) or not isinstance(tensors, dict):
         raise ValueError(
-            f"Expected a checkpoint of csrtrain fit, got one without its description in {checkpoint}. "
+            f"Expected a checkpoint of csrtrain fit, got one without its description in {path}. "
             "Weights of other programs go to --model.weights."
         )
-    if described.get("kind") == "no_reference":
-        return _export_metric(described, tensors, checkpoint, output)
-    arguments = checked_arguments(described, checkpoint)
-    kept = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
-    backbone = _rebuild(arguments, kept, checkpoint)
+    return described, tensors
+
+
+def _all_fields(described: dict[str, Any], kind: type[Header], path: str | Path) -> dict[str, Any]:
+    if set(described) != {field.name for field in fields(kind)}:
+        raise ValueError(f"Expected the description of a metric in {path}, got {sorted(described)}. Fit it again.")
+    return described
+
+
+def _backbone_of(
+    described: dict[str, Any], tensors: dict[str, Tensor], path: str | Path
+) -> tuple[Backbone, BundleHeader]:
+    """The backbone that a checkpoint of pretraining holds, and what its bundle says."""
+    arguments = checked_arguments(described, path)
+    backbone = _rebuild(arguments, {n: value for n, value in tensors.items() if n.startswith(PREFIX)}, path)
     data = described.get("data", {})
     header = header_for(
         backbone,
@@ -320,22 +380,7 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> BundleHeade
         results=described.get("results", {}),
         features=described.get("features", {}),
     )
-    save(output, backbone, header)
-    return header
-
-
-def _export_metric(
-    described: dict[str, Any], tensors: dict[str, Tensor], checkpoint: str | Path, output: str | Path
-) -> MetricHeader:
-    if set(described) != {field.name for field in fields(MetricHeader)}:
-        raise ValueError(
-            f"Expected the description of a metric in {checkpoint}, got {sorted(described)}. Fit it again."
-        )
-    header = MetricHeader(**described)
-    kept = {name.removeprefix(_METRIC): value for name, value in tensors.items() if name.startswith(_METRIC)}
-    metric = _rebuilt_metric(header, kept, checkpoint)
-    save(output, metric, header)
-    return header
+    return backbone, header
 
 
 def _rebuild(arguments: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> Backbone:

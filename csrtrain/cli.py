@@ -12,6 +12,7 @@ _USAGE = """usage: csrtrain VERB ...
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
   validate    measure a checkpoint on the labelled images of a config
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
+              distance:            csrtrain export backbone.safetensors -o distance.safetensors --distance
   score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
@@ -67,12 +68,23 @@ def _export(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="csrtrain export",
         description="Make a bundle, the one file to keep and share, from a run or a checkpoint.",
-        epilog="example: csrtrain export runs/medical_simclr -o backbone.safetensors",
+        epilog="examples: csrtrain export runs/medical_simclr -o backbone.safetensors   "
+        "csrtrain export backbone.safetensors -o distance.safetensors --distance",
     )
-    parser.add_argument("run", type=Path, help="run directory or checkpoint file")
+    parser.add_argument("run", type=Path, help="run directory or checkpoint file; with --distance also a backbone")
     parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write (.safetensors)")
     parser.add_argument("--onnx", type=Path, help="write a metric as ONNX too (.onnx), for images of 64 px to 1 MP")
+    parser.add_argument(
+        "--distance",
+        nargs="*",
+        type=int,
+        metavar="STAGE",
+        help="make a full-reference distance of a backbone, without ratings: all weights 1, of these stages of its "
+        "feature maps, counted from 0; default: all",
+    )
     options = parser.parse_args(args)
+    if options.distance is not None and options.onnx is not None:
+        raise ValueError("Expected --onnx of a no-reference metric, got it with --distance. Leave one out.")
 
     from csrtrain import bundle, onnx
     from csrtrain.runs import checkpoints
@@ -82,6 +94,10 @@ def _export(args: list[str]) -> int:
     checkpoint = checkpoints.newest(options.run) if options.run.is_dir() else options.run
     if checkpoint is None:
         raise ValueError(f"Expected a run with a checkpoint, got {options.run} without one. Train it first.")
+    if options.distance is not None:
+        made = bundle.export_distance(checkpoint, options.output, options.distance or None)
+        print(f"Wrote {options.output}: distance of stages {made.features[0]['stages']} of {checkpoint}.")
+        return 0
     bundle.export_checkpoint(checkpoint, options.output)
     print(f"Wrote {options.output} from {checkpoint}.")
     if options.onnx is not None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from csrtrain import bundle
+from csrtrain import bundle, headers
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
 from csrtrain.data.whole import WholeBatch, whole_images
@@ -60,7 +60,7 @@ def load_features(
 
 def window_of(path: str | Path) -> Window:
     """The intensity window that a bundle's images were read with."""
-    return _window(bundle.read_header(path))
+    return _window(headers.read_header(path))
 
 
 @torch.inference_mode()

@@ -11,8 +11,11 @@ import safetensors.torch
 import torch
 
 import csrtrain
-from csrtrain import bundle
+from csrtrain import bundle, headers
 from csrtrain.models.backbone import Backbone
+from csrtrain.models.difference import DifferenceMetric
+from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.full_reference import FullReferenceMetric
 
 TRAINING = {
     "method": "SimCLR",
@@ -50,7 +53,7 @@ def test_round_trip_is_exact(backbone, tmp_path):
     )
     path = tmp_path / "backbone.safetensors"
     bundle.save(path, backbone, header)
-    assert bundle.read_header(path) == header
+    assert headers.read_header(path) == header
     loaded = csrtrain.load(path)
     assert loaded.header == header and not loaded.training
     for name, value in backbone.state_dict().items():
@@ -158,7 +161,7 @@ def rewrite(path, **changes):
     ("changes", "message"),
     [
         ({"format": 2}, "Expected bundle format 1 in .*small.safetensors, got 2"),
-        ({"kind": "distance"}, "kind backbone or no_reference in .*small.safetensors, got 'distance'"),
+        ({"kind": "distance"}, "kind backbone, no_reference, full_reference in .*small.safetensors, got 'distance'"),
         ({"surprise": 1}, "Expected the header fields .* in .*small.safetensors, got .*surprise"),
         ({"training": []}, "Expected a mapping training in the header of .*small.safetensors"),
         ({"backbone": "os.system"}, "Expected a mapping backbone in the header of .*small.safetensors"),
@@ -351,3 +354,62 @@ def test_imports_are_cheap():
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="module 'csrtrain' has no attribute 'lod'"):
         csrtrain.lod  # noqa: B018
+
+
+# Distances
+
+
+@pytest.fixture(params=["maps", "representations"])
+def distance(request, small):
+    torch.manual_seed(1)
+    if request.param == "maps":
+        made = FullReferenceMetric(small, [0, 2])
+        for weight in made.weights.values():
+            weight.data.uniform_()
+    else:
+        made = DifferenceMetric(FrozenFeatures([small], [Contract()]))
+        made.weight.data.uniform_(-1, 1)
+    return made.eval()
+
+
+def save_distance(metric, path):
+    described = bundle.described_distance(metric, [40.0, 400.0], {"method": "test"}, {"2afc": 0.7}, "mos")
+    bundle.save(path, metric, headers.DistanceHeader(**described))
+
+
+def test_distance_round_trip_is_exact(distance, tmp_path):
+    save_distance(distance, tmp_path / "d.safetensors")
+    loaded = csrtrain.load(tmp_path / "d.safetensors")
+    assert loaded.header.kind == "full_reference" and loaded.header.distance["fitted_to"] == "mos"
+    assert loaded.header.input["window"] == [40.0, 400.0] and not loaded.training
+    x, y = torch.rand(2, 3, 1, 64, 64)
+    assert torch.equal(loaded.distance(x, y), distance.distance(x, y)) and bool((loaded.distance(x, x) == 0).all())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_damaged_distance_is_refused(distance, tmp_path):
+    path = tmp_path / "d.safetensors"
+    name = next(name for name in distance.state_dict() if name.startswith("weight"))
+    distance.get_parameter(name).data[0] = torch.nan
+    save_distance(distance, path)
+    with pytest.raises(ValueError, match=f"header of a distance in .*d.safetensors, got others: not finite: .*{name}"):
+        csrtrain.load(path)
+    distance.get_parameter(name).data[0] = 0
+    save_distance(distance, path)
+    for change in ({"features": [{}]}, {"distance": {"of": "pixels"}}, {"backbones": []}):
+        rewrite(path, **change)
+        with pytest.raises(ValueError, match="Expected the weights and header of a distance in .*d.safetensors"):
+            csrtrain.load(path)
+        save_distance(distance, path)
+
+
+def test_a_distance_of_a_backbone_needs_no_ratings(small, saved, tmp_path):
+    header = bundle.export_distance(saved, tmp_path / "d.safetensors", [1, 2])
+    assert header.distance["fitted_to"] == "ones" and header.features == [{"stages": [1, 2]}]
+    x, y = torch.rand(2, 3, 1, 64, 64)
+    expected = FullReferenceMetric(small, [1, 2]).distance(x, y)
+    torch.testing.assert_close(bundle.load_distance(tmp_path / "d.safetensors").distance(x, y), expected)
+    with pytest.raises(ValueError, match="Expected the bundle of a full-reference distance, .*--distance"):
+        bundle.load_distance(saved)
+    with pytest.raises(ValueError, match="Expected stages in order"):
+        bundle.export_distance(saved, tmp_path / "d.safetensors", [9])

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
-from csrtrain import bundle
+from csrtrain import bundle, headers
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
@@ -15,7 +15,7 @@ from csrtrain.onnx import export_onnx
 def metric(contract=Contract(), channels=3, scale=RatingScale(1, 5)):  # noqa: B008
     torch.manual_seed(0)
     made = NoReferenceMetric(FrozenFeatures([Backbone("test_resnet", channels=channels)], [contract]), scale).eval()
-    made.header = bundle.MetricHeader(**bundle.described_metric(made, "header", {}, {}))
+    made.header = headers.MetricHeader(**bundle.described_metric(made, "header", {}, {}))
     return made
 
 

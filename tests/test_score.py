@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from csrtrain import bundle, score
+from csrtrain import bundle, headers, score
 from csrtrain.cli import main
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -114,7 +114,7 @@ def save_metric(path, channels=3, window="header"):
     backbone = Backbone("test_resnet", channels=channels)
     metric = NoReferenceMetric(FrozenFeatures([backbone], [Contract()]), RatingScale(1, 5), anchors=2).eval()
     metric.domain.limits.fill_(100)
-    bundle.save(path, metric, bundle.MetricHeader(**bundle.described_metric(metric, window, {}, {})))
+    bundle.save(path, metric, headers.MetricHeader(**bundle.described_metric(metric, window, {}, {})))
     return metric
 
 
@@ -188,7 +188,7 @@ def test_heat_maps_sum_to_the_scores(folder, metric):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.safetensors", "images", "-o", "s.csv"], "Expected the bundle of a metric, got one of a backbone"),
+        (["a.safetensors", "images", "-o", "s.csv"], "Expected the bundle of a no-reference metric, got one of another kind"),
         (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
         (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a file in a folder that can be written to"),
         (["none.safetensors", "images", "-o", "s.csv"], "none.safetensors"),
@@ -212,12 +212,12 @@ def test_a_metric_bundle_is_checked(folder, metric):
     with pytest.raises(ValueError, match="header of a metric in .*x.safetensors, got others"):
         described = bundle.described_metric(metric, "header", {}, {})
         described["features"][0]["scales"] = [1.0]
-        bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+        bundle.save(folder / "x.safetensors", metric, headers.MetricHeader(**described))
         bundle.load(folder / "x.safetensors")
     for key in ("score", "features", "backbones"):
         described = bundle.described_metric(metric, "header", {}, {})
         described[key] = type(described[key])()
-        bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+        bundle.save(folder / "x.safetensors", metric, headers.MetricHeader(**described))
         with pytest.raises(ValueError, match="Expected"):
             bundle.load(folder / "x.safetensors")
 
@@ -307,6 +307,6 @@ def test_values_beyond_0_to_1_are_refused(metric, images):
 def test_a_tampered_header_is_refused(folder, metric, key, change):
     described = bundle.described_metric(metric, "header", {}, {})
     described[key] = {**described[key], **change}
-    bundle.save(folder / "x.safetensors", metric, bundle.MetricHeader(**described))
+    bundle.save(folder / "x.safetensors", metric, headers.MetricHeader(**described))
     with pytest.raises(ValueError, match="x.safetensors"):
         bundle.load(folder / "x.safetensors")

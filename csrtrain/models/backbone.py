@@ -45,7 +45,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
     header: Any = None
-    """What the bundle says that `csrtrain.load` read it from (`csrtrain.bundle.BundleHeader`)."""
+    """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.BundleHeader`)."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The full-reference distance: two images compared in the feature maps of a frozen backbone."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class FullReferenceMetric(nn.Module):
 
     def __init__(self, backbone: Backbone, stages: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.header: Any = None
+        """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.DistanceHeader`)."""
         known = len(backbone.stage_channels)
         self.stages = tuple(range(known)) if stages is None else tuple(stages)
         if not self.stages or list(self.stages) != sorted(set(self.stages) & set(range(known))):

@@ -63,7 +63,7 @@ class NoReferenceMetric(nn.Module):
     """
 
     header: Any = None
-    """What the bundle says that `csrtrain.load` read it from (`csrtrain.bundle.MetricHeader`)."""
+    """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.MetricHeader`)."""
 
     def __init__(self, features: FrozenFeatures, scale: RatingScale, anchors: int = 0) -> None:
         super().__init__()

@@ -1,0 +1,71 @@
+"""CONTRIQUE's full-reference regressor: a linear head on how far the representations of two images differ."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csrtrain.models.features import FrozenFeatures
+
+
+class DifferenceMetric(nn.Module):
+    """Pairs of images -> predicted loss of quality in the units of the ratings: 0 for identical images.
+
+    w . |h(x) - h(y)|, without an intercept, so that nothing is lost where nothing differs (CONTRIQUE, arXiv 2110.13266,
+    section III-D). Below 0 it is 0 (ours: weights may be negative).
+
+    Args:
+        features: frozen backbones and their contracts.
+    """
+
+    header: Any = None
+    """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.DistanceHeader`)."""
+
+    def __init__(self, features: FrozenFeatures) -> None:
+        super().__init__()
+        self.features = features
+        self.weight = nn.Parameter(torch.zeros(sum(features.sizes)), requires_grad=False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.features.channels
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each x to its reference y.
+
+        Args:
+            x: (B,C,H,W) uint8, or float in [0,1]; on a CPU other values are refused.
+            y: the same shape, or (1,C,H,W).
+
+        Returns:
+            (B,) float32, at least 0, exactly 0 where x equals y.
+
+        Raises:
+            ValueError: other shapes, channels, types or values.
+        """
+        if y.shape[1:] != x.shape[1:] or len(y) not in (1, len(x)):
+            raise ValueError(
+                f"Expected references of the images' shape {tuple(x.shape)}, got {tuple(y.shape)}. Give pairs."
+            )
+        for images in (x, y):
+            if images.device.type == "cpu" and images.is_floating_point() and images.numel():
+                low, high = (float(value) for value in images.detach().aminmax())
+                if not (low >= 0 and high <= 1):
+                    raise ValueError(f"Expected values in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+        differences = (self.features(x) - self.features(y)).abs()
+        differs = (x != y).flatten(1).any(1)  # what is left for identical images are rounding errors of other batches
+        with torch.autocast(x.device.type, enabled=False):
+            found = (differences.float() @ self.weight).clamp(min=0)
+        return torch.where(differs, found, torch.zeros_like(found))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """As `distance`."""
+        return self.distance(x, y)
+
+    def folded(self) -> "DifferenceMetric":
+        """A copy for inference alone, a tenth faster; see `FrozenFeatures.folded`."""
+        copied = copy.deepcopy(self)
+        copied.features = self.features.folded()
+        return copied.eval()

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.difference import DifferenceMetric
+from csrtrain.models.features import Contract, FrozenFeatures
+
+
+@pytest.fixture
+def metric():
+    torch.manual_seed(0)
+    made = DifferenceMetric(FrozenFeatures([Backbone("test_resnet", 3)], [Contract()]))
+    made.weight.data.normal_()
+    return made
+
+
+def test_distance_is_the_product_of_absolute_differences(metric):
+    x, y = torch.rand(2, 8, 3, 64, 80)
+    with torch.no_grad():
+        expected = ((metric.features(x) - metric.features(y)).abs() @ metric.weight).clamp(min=0)
+        assert 0 < int((expected == 0).sum()) < 8  # both signs
+        torch.testing.assert_close(metric.distance(x, y), expected)
+        torch.testing.assert_close(metric.distance(y, x), expected)
+        torch.testing.assert_close(metric.folded().distance(x, y), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_identical_images_are_at_zero_in_any_batch_and_type(metric):
+    x = (torch.rand(3, 3, 64, 64) * 255).byte()
+    y = x.clone()
+    y[1] = 255 - y[1]
+    metric.weight.data.abs_()
+    found = metric.distance(x, y)
+    assert found[0] == found[2] == 0 < found[1]
+    torch.testing.assert_close(metric.distance(x.float() / 255, y.float() / 255), found)
+    torch.testing.assert_close(metric.distance(x, x[:1])[1:], metric.distance(x[1:], x[:1].expand(2, -1, -1, -1)))
+
+
+def test_bad_pairs(metric):
+    x = torch.rand(2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"Expected references of the images' shape \(2, 3, 64, 64\), got \(2, 3, 64"):
+        metric.distance(x, torch.rand(2, 3, 64, 65))
+    with pytest.raises(ValueError, match=r"Expected values in \[0,1\], got .* to 255"):
+        metric.distance(x, 255 * (x > 0.5).float())
+    with pytest.raises(ValueError, match=r"Expected values in \[0,1\]"):
+        metric.distance(x * torch.nan, x)
+    with pytest.raises(ValueError, match=r"Expected images \(B,3,H,W\)"):
+        metric.distance(x[:, :1], x[:, :1])
