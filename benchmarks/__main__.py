@@ -16,9 +16,7 @@ def main() -> None:
         parser.error(f"Expected names of {', '.join(NAMES)}, got {', '.join(unknown)}.")
     for name in options.names or NAMES:
         result = importlib.import_module(f"benchmarks.{name}").run()
-        result.show()
-        if options.write:
-            result.write()
+        result.show(options.write)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import csv
 import hashlib
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -213,7 +212,7 @@ def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
         )
     results = loaded.header.results
     notes = [
-        f"Backbone trained {bundle_words(backbone)}",
+        f"Backbone {harness.trained(backbone)}",
         f"SRCC on the test split {results['test/srcc']:.3f} [{results['test/srcc_low']:.3f}, "
         f"{results['test/srcc_high']:.3f}], on held-out folds of train {results['held_out/srcc']:.3f}.",
     ]
@@ -234,42 +233,30 @@ def main() -> None:
     parser.add_argument("--note", action="append", default=[], help="what a bundle was trained on, for the result")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root = Path(os.environ["CSRTRAIN_DATA"])
+    root = harness.data_root()
     if options.what == "train":
         train(options.method, root, options.runs, options.epochs)
         return
     if options.what == "domain":
         result = domain(root, options.runs, options.bundles[0])
-        result.show()
-        if options.write:
-            result.write()
+        result.show(options.write)
         return
     rows = read_rows(root / "biq2021")
     paths = [root / "biq2021" / "images" / row["image"] for row in rows]
-    bundles = dict(argument.split("=", 1) for argument in options.bundles)
+    bundles = harness.named(options.bundles)
     if set(bundles) & set(CONTROLS):
         raise SystemExit(f"Expected names of bundles other than {' and '.join(CONTROLS)}. Choose others.")
     features = {name: features_of(name, bundles.get(name), paths, options.runs) for name in (*CONTROLS, *bundles)}
     names = list(bundles)
     if len(names) > 1:
         features[" + ".join(names[:2])] = np.concatenate([features[name] for name in names[:2]], axis=1)
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     notes += [*options.note, "Features in bf16; whole images at full and half scale, each part of length 1."]
     title = "SRCC with opinion scores on BIQ2021 from frozen backbones and a ridge head"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write"
     packages = ("torch", "timm", "lightning", "scikit-learn")
     result = harness.Result("biq2021", title, evaluate(features, rows), notes, packages, command)
-    result.show()
-    if options.write:
-        result.write()
-
-
-def bundle_words(path: str) -> str:
-    """Method, steps and data of a bundle."""
-    training = csrtrain.load(path).header.training
-    return f"by {training['method']}, {training['steps']} steps; {training['data']}."
+    result.show(options.write)
 
 
 if __name__ == "__main__":

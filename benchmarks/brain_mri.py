@@ -10,7 +10,6 @@ paired bootstrap difference over groups excludes 0.
 
 import argparse
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,9 +100,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root = Path(os.environ["CSRTRAIN_DATA"], "brain_mri")
+    root = harness.data_root() / "brain_mri"
     labels = read_labels(str(root / "labels.csv"), "class", "group")
 
     data = UnlabeledData(str(root), channels=1, modality="mri", load_size=128, batch_size=64, workers=2)
@@ -132,9 +129,7 @@ def main() -> None:
     title = "kNN accuracy on brain MRI slices, 5 folds by group"
     rows = evaluate(features, labels)
     result = harness.Result("brain_mri", title, rows, notes, ("torch", "timm", "lightning"), command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ excludes 0.
 
 import argparse
 import csv
-import os
 import resource
 import subprocess
 import sys
@@ -258,9 +257,7 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], metavar="NAME=BUNDLE", help="another backbone beside")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root = Path(os.environ["CSRTRAIN_DATA"])
+    root = harness.data_root()
     channels = 3 if options.domain == "natural" else 1
     files, images = lists(options.domain, root, options.runs)
     bundles, notes = {}, [f"{len(images)} held-out images, one per group, {SIDE} px from their centre."]
@@ -285,9 +282,7 @@ def main() -> None:
     rows = evaluate(features, data)
     packages = ("torch", "timm", "lightning", "scikit-learn")
     result = harness.Result(f"distortion_probe_{options.domain}", title, rows, notes, packages, command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+from csrtrain import bundle
+from csrtrain.models.backbone import Backbone
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -93,6 +96,32 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads{gpu}"
 
 
+def data_root() -> Path:
+    """The folder of data sets, which benchmarks of learned metrics read."""
+    if "CSRTRAIN_DATA" not in os.environ:
+        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
+    return Path(os.environ["CSRTRAIN_DATA"])
+
+
+def backbones(bundles: dict[str, str]) -> dict[str, Backbone]:
+    """Those of bundles by name, and first the control: the same network untrained."""
+    torch.manual_seed(0)
+    return {"untrained": Backbone("resnet18")} | {name: bundle.load_backbone(path) for name, path in bundles.items()}
+
+
+def named(arguments: Sequence[str]) -> dict[str, str]:
+    """NAME=BUNDLE ... -> {NAME: BUNDLE}."""
+    if wrong := [argument for argument in arguments if "=" not in argument]:
+        raise SystemExit(f"Expected NAME=BUNDLE, got {wrong[0]}. Name it.")
+    return dict(argument.split("=", 1) for argument in arguments)
+
+
+def trained(path: str) -> str:
+    """Method, steps and data of a bundle, for a note."""
+    training: Any = bundle.load_backbone(path).header.training
+    return f"trained by {training['method']}, {training['steps']} steps; {training['data']}."
+
+
 @dataclass
 class Result:
     """A table and what was measured with what.
@@ -116,9 +145,11 @@ class Result:
         lines += ["", *[f"- {note}" for note in self.notes], *[f"- {line}" for line in self.provenance()]]
         return "\n".join(lines) + "\n"
 
-    def show(self) -> None:
-        """Print the page."""
+    def show(self, write: bool = False) -> None:
+        """Print the page, and keep it."""
         print(self.markdown())
+        if write:
+            self.write()
 
     def provenance(self) -> list[str]:
         """Command, machine, versions, commit, date."""

@@ -13,7 +13,6 @@ difference excludes 0.
 import argparse
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,7 @@ from rich.progress import track
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-import csrtrain
 from benchmarks import harness
-from benchmarks.biq2021 import bundle_words
 from csrtrain.augment.color import luma
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
@@ -123,9 +120,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root = Path(os.environ["CSRTRAIN_DATA"]) / "material_2afc"
+    root = harness.data_root() / "material_2afc"
     train, test = (read_triplets(root / f"answers_processed_{split}.json", 0) for split in ("train", "test"))
     images = torch.stack([decode.to_channels(decode.read(path), 3) for path in addresses_of(str(root / "images"))])
     images = images.float() / 255
@@ -136,11 +131,8 @@ def main() -> None:
             grey[i], grey[j], data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     distances = {"pixels": torch.cdist(flat, flat).double().numpy(), "SSIM": 1 - similar}
-    bundles = dict(argument.split("=", 1) for argument in options.bundles)
-    torch.manual_seed(0)
-    backbones = {"untrained": Backbone("resnet18")} | {name: csrtrain.load(path) for name, path in bundles.items()}
-    for name, backbone in backbones.items():
-        assert isinstance(backbone, Backbone)
+    bundles = harness.named(options.bundles)
+    for name, backbone in harness.backbones(bundles).items():
         distances |= {f"{name}, {kind}": d for kind, d in distances_of(backbone, images, train).items()}
     untied = test.reference[~test.tied]
     found = {name: agreement(d, test) for name, d in distances.items()}
@@ -159,7 +151,7 @@ def main() -> None:
                 row[f"beats {control.split(',')[0]}"] = low > 0
         rows.append(row)
     ceiling = np.maximum(test.judge, 1 - test.judge)[~test.tied].mean()
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     notes += [
         f"{(~test.tied).sum()} of {len(test.judge)} test triplets without a tie. The majority has {ceiling:.3f} of "
         "their votes, its own included: no distance can follow people better than about that.",
@@ -170,9 +162,7 @@ def main() -> None:
     title = "Similarity of materials: distances beside people's choices"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write"
     result = harness.Result("material_2afc", title, rows, notes, ("torch", "timm", "scikit-image"), command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

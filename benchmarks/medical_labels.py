@@ -8,8 +8,6 @@ folds, the ridge's strength chosen by 5 folds inside the other nine. Intervals: 
 """
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-import csrtrain
 from benchmarks import harness
-from benchmarks.biq2021 import bundle_words
 from csrtrain.augment.color import luma
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
@@ -85,14 +81,11 @@ def main() -> None:
     parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root = Path(os.environ["CSRTRAIN_DATA"])
-    bundles = dict(argument.split("=", 1) for argument in options.bundles)
-    torch.manual_seed(0)
-    backbones = {"untrained": Backbone("resnet18")} | {name: csrtrain.load(path) for name, path in bundles.items()}
+    root = harness.data_root()
+    bundles = harness.named(options.bundles)
+    backbones = harness.backbones(bundles)
     rows: list[dict[str, Any]] = []
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     notes.append("Features in bf16; whole images at full and half scale, each part of length 1.")
     notes.append("The sets name no patients: images of one may lie on both sides of a fold.")
     for name, (good, bad, top) in SETS.items():
@@ -113,9 +106,7 @@ def main() -> None:
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.medical_labels NAME=BUNDLE ... --write"
     title = "Good from bad medical images by a ridge head on frozen backbones"
     result = harness.Result("medical_labels", title, rows, notes, ("torch", "timm", "scikit-learn"), command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ bootstrap over references, paired for differences. "Beats" means that the interv
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-import csrtrain
 from benchmarks import harness
-from benchmarks.biq2021 import bundle_words
 from benchmarks.distortion_probe import lists
 from csrtrain.augment.bank import DistortionBank
 from csrtrain.augment.color import luma
@@ -36,7 +33,6 @@ from csrtrain.data import decode
 from csrtrain.data.images import native
 from csrtrain.data.index import addresses_of
 from csrtrain.metrics.representation import paired_bootstrap
-from csrtrain.models.backbone import Backbone
 from csrtrain.models.full_reference import FullReferenceMetric
 
 REFERENCES, SIDE = 20, 224
@@ -111,19 +107,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ordering"), help="folder for lists of files")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    bundles = dict(argument.split("=", 1) for argument in options.bundles)
-    torch.manual_seed(0)
-    metrics = {"untrained": FullReferenceMetric(Backbone("resnet18"))}
-    for name, path in bundles.items():
-        backbone = csrtrain.load(path)
-        assert isinstance(backbone, Backbone)
-        metrics[name] = FullReferenceMetric(backbone)
+    bundles = harness.named(options.bundles)
+    metrics = {name: FullReferenceMetric(backbone) for name, backbone in harness.backbones(bundles).items()}
     rows: list[dict[str, Any]] = []
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     for domain in ("natural", "mri"):
-        root = Path(os.environ["CSRTRAIN_DATA"])
+        root = harness.data_root()
         shares, types = measure(domain, metrics, references(domain, root, options.runs))
         means = {name: np.nanmean(table, axis=1) for name, table in shares.items()}
         every = np.arange(REFERENCES)
@@ -146,9 +135,7 @@ def main() -> None:
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.ordering DOMAIN:NAME=BUNDLE ... --write"
     packages = ("torch", "timm", "torchmetrics")
     result = harness.Result("ordering", "Levels of distortion in their order", rows, notes, packages, command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

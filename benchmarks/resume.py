@@ -280,9 +280,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker is None:
         result = run(options.method)
-        result.show()
-        if options.write:
-            result.write()
+        result.show(options.write)
         return
     _worker(options.worker, [Setting(*values) for values in json.loads(options.settings)], options.output)
 

@@ -14,7 +14,6 @@ bootstrap over images of means over seeds. "Better" means that the interval of t
 
 import argparse
 import math
-import os
 import subprocess
 import sys
 import time
@@ -29,14 +28,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import csrtrain
 from benchmarks import harness
-from benchmarks.biq2021 import bundle_words
 from csrtrain.augment.color import luma
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
 from csrtrain.metrics.representation import paired_bootstrap
-from csrtrain.models.backbone import Backbone
 from csrtrain.models.full_reference import FullReferenceMetric
 
 MINUTES, SEEDS, BATCH, CROP, RATE, JUDGED = 10.0, 3, 8, 96, 1e-3, 224
@@ -81,16 +77,8 @@ def photographs(root: Path, judged: bool) -> list[Tensor]:
 
 def losses(bundles: dict[str, str]) -> dict[str, FullReferenceMetric | None]:
     """None is L1 alone."""
-    torch.manual_seed(0)
-    found: dict[str, FullReferenceMetric | None] = {
-        "L1": None,
-        "L1 + untrained": FullReferenceMetric(Backbone("resnet18")),
-    }
-    for name, path in bundles.items():
-        backbone = csrtrain.load(path)
-        assert isinstance(backbone, Backbone)
-        found[f"L1 + {name}"] = FullReferenceMetric(backbone)
-    return found
+    distances = {f"L1 + {name}": FullReferenceMetric(made) for name, made in harness.backbones(bundles).items()}
+    return {"L1": None, **distances}
 
 
 def train(distance: FullReferenceMetric | None, images: list[Tensor], seed: int) -> tuple[Upsampler, dict[str, float]]:
@@ -204,10 +192,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("LOSS", "SEED"), help="train this one in this process")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    if "CSRTRAIN_DATA" not in os.environ:
-        raise SystemExit("Expected the folder of data sets in CSRTRAIN_DATA, got none. Set it.")
-    root, runs = Path(os.environ["CSRTRAIN_DATA"]), options.runs
-    bundles = dict(argument.split("=", 1) for argument in options.bundles)
+    root, runs = harness.data_root(), options.runs
+    bundles = harness.named(options.bundles)
     names = list(losses(bundles))
     runs.mkdir(parents=True, exist_ok=True)
     if options.one:
@@ -222,7 +208,7 @@ def main() -> None:
         return
     wanted = middles(photographs(root, judged=True))
     bicubic = judge(F.interpolate(half(wanted), scale_factor=2, mode="bicubic"), wanted)
-    notes = [f"{name}: trained {bundle_words(path)}" for name, path in bundles.items()]
+    notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     notes += [
         f"{len(wanted)} images judged; {SEEDS} seeds; {MINUTES:g} CPU minutes of one thread each.",
         "The backbones saw the photographs that are judged, without labels, if they were trained on that folder.",
@@ -231,9 +217,7 @@ def main() -> None:
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.super_resolution train|report RUNS NAME=BUNDLE ... --write"
     packages = ("torch", "piq")
     result = harness.Result("super_resolution", title, rows_of(runs, names, bicubic), notes, packages, command)
-    result.show()
-    if options.write:
-        result.write()
+    result.show(options.write)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,10 @@ def test_heat_maps_sum_to_the_scores(folder, metric):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.safetensors", "images", "-o", "s.csv"], "Expected the bundle of a no-reference metric, got one of another kind"),
+        (
+            ["a.safetensors", "images", "-o", "s.csv"],
+            "Expected the bundle of a no-reference metric, got one of another kind",
+        ),
         (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
         (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a file in a folder that can be written to"),
         (["none.safetensors", "images", "-o", "s.csv"], "none.safetensors"),
