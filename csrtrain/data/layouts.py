@@ -63,9 +63,9 @@ def live(folder: Path) -> Found:
     """LIVE, release 2: `refimgs`, five folders of `imgN.bmp`, and MATLAB files; DMOS.
 
     `dmos_realigned.mat` (`dmos_new`, `dmos_std`, `orgs`), which comes beside the archive, is preferred to `dmos.mat`
-    (`dmos`, `orgs`). Where `orgs` is 1 the image is a copy of its reference: type `pristine`. Each folder's `info.txt`,
-    where it is there, has to name the same references as `refnames_all.mat`. What its third column means could not be
-    checked; it is not read, so there is no level.
+    (`dmos`, `orgs`). Where `orgs` is 1 the image is a copy of its reference: type `pristine`. The references in each
+    folder's `info.txt`, where it is there, are compared with those of `refnames_all.mat`. What its third column means
+    could not be checked; it is not read, so there is no level.
     """
     root = _inside(folder, "databaserelease2")
     _require(root, "refnames_all.mat", "refimgs", *LIVE_COUNTS)
@@ -77,19 +77,16 @@ def live(folder: Path) -> Found:
         _require(root, "dmos.mat")
         dmos, copies = (tables.vector(root / "dmos.mat", name) for name in ("dmos", "orgs"))
         std = np.full(len(dmos), np.nan)
-        notes.append("dmos.mat was read; dmos_realigned.mat, which the authors recommend, is not there")
+        notes.append("dmos.mat was read, because dmos_realigned.mat is not there")
     references = tables.names(root / "refnames_all.mat", "refnames_all")
     _same_length(root, sum(LIVE_COUNTS.values()), dmos=dmos, dmos_std=std, orgs=copies, refnames_all=references)
-    rows, i = [], 0
+    rows, others, i = [], [], 0
     for kind, count in LIVE_COUNTS.items():
         named = _live_info(root / kind / "info.txt")
         for k in range(1, count + 1):
             name = f"img{k}.bmp"
             if named.get(name, references[i]) != references[i]:
-                raise ValueError(
-                    f"Expected {references[i]} as the reference of {name} in {root / kind / 'info.txt'}, as "
-                    f"refnames_all.mat has it, got {named[name]}. Unpack the set again."
-                )
+                others.append(f"{kind}/{name}")
             rows.append(
                 {
                     "path": str(root / kind / name),
@@ -101,6 +98,11 @@ def live(folder: Path) -> Found:
                 }
             )
             i += 1
+    if others:
+        notes.append(
+            f"warning: info.txt names other references than refnames_all.mat, which was used, for {len(others)} "
+            f"images, first {others[0]}; is this the authors' order?"
+        )
     return Found(rows, notes)
 
 
@@ -122,7 +124,9 @@ def csiq(folder: Path) -> Found:
     rows = []
     for image, kind_name, level, std, dmos in tables.sheet(sheet, "all_by_image", columns):
         if kind_name not in CSIQ_TYPES:
-            raise ValueError(f"Expected one of {', '.join(CSIQ_TYPES)} as dst_type in {sheet}, got {kind_name!r}.")
+            raise ValueError(
+                f"Expected one of {', '.join(CSIQ_TYPES)} as dst_type in {sheet}, got {kind_name!r}. Correct it."
+            )
         kind, part = CSIQ_TYPES[kind_name]
         rows.append(
             {
@@ -238,7 +242,9 @@ def koniq10k(folder: Path) -> Found:
     splits = {"training": "train", "validation": "val", "test": "test", "": ""}
     wrong = [row[3] for row in listed if row[3] not in splits]
     if wrong:
-        raise ValueError(f"Expected training, validation or test as set in {folder / sets}, got {wrong[0]!r}.")
+        raise ValueError(
+            f"Expected training, validation or test as set in {folder / sets}, got {wrong[0]!r}. Correct it."
+        )
     rows = [
         {"path": str(folder / size / name), "mos": mos, "split": splits[part], "std": std}
         for name, mos, std, part in listed

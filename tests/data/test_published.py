@@ -87,6 +87,8 @@ def test_live_has_realigned_dmos_and_leaves_out_the_copies_of_references(images,
     )
     assert first_of["jpeg"]["reference"] == "set/refimgs/ocean.bmp"
     assert len(np.unique(manifest.groups)) == 2 and manifest.splits is None
+    notes = read_published("live", str(folder)).notes
+    assert notes[0].startswith("2 rows of type pristine are left out") and len(notes) == 2  # info.txt agrees
 
 
 def test_live_keeps_the_copies_marked_when_asked(images, rows):
@@ -109,8 +111,9 @@ def test_live_in_the_folder_of_its_archive_and_with_references_that_disagree(ima
     folder = folder.rename(tmp_path / "outer" / "databaserelease2")
     assert read_published("live", str(tmp_path / "outer")).rows[0]["std"] == "2.5"
     (folder / "wn" / "info.txt").write_text("bikes.bmp img7.bmp 0.1\n")
-    with pytest.raises(ValueError, match="Expected ocean.bmp as the reference of img7.bmp in .*wn/info.txt.*got bikes"):
-        read_published("live", str(tmp_path / "outer"))
+    found = read_published("live", str(tmp_path / "outer"))
+    assert "info.txt names other references" in found.notes[0] and "for 1 images, first wn/img7.bmp" in found.notes[0]
+    assert {row["reference"].rpartition("/")[2] for row in found.rows if row["type"] == "wn"} == {"ocean.bmp"}
 
 
 def csiq(images, *lines):
@@ -172,6 +175,12 @@ def test_csiq_reads_the_sheet_by_image(images, rows):
         },
     ]
     assert not manifest.higher_is_better and manifest.groups.tolist() == [0, 0, 1]
+
+
+def test_csiq_refuses_another_type(images):
+    folder = csiq(images, [None, None, None, 1600, 1, "gblur", 1, 0.061, 0.062])
+    with pytest.raises(ValueError, match="Expected one of noise, .* as dst_type in .*csiq.DMOS.xlsx, got 'gblur'"):
+        read_published("csiq", str(folder))
 
 
 def test_tid2013_finds_names_in_either_case(images, rows):
@@ -281,6 +290,9 @@ def test_koniq10k_takes_the_mos_of_100_and_the_official_split(images, rows):
     written, manifest = rows("koniq10k")
     assert written[1] == {"path": "set/1024x768/2.jpg", "mos": "68.73", "split": "val", "std": "0.58"}
     assert manifest.splits == ["train", "val", "test"] and manifest.higher_is_better
+    (folder / "koniq10k_distributions_sets.csv").write_text("image_name,MOS,SD,set\n1.jpg,77.38,0.5,training2\n")
+    with pytest.raises(ValueError, match="Expected training, validation or test as set in .*sets.csv, got 'training2'"):
+        read_published("koniq10k", str(folder))
 
 
 def test_flive_takes_the_split_of_the_paper(images, rows):
