@@ -17,6 +17,7 @@ _USAGE = """usage: csrtrain VERB ...
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
+  manifest    a published rating set -> ratings.csv:   csrtrain manifest koniq10k DIR -o koniq10k.csv
   preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
               or distortions:      csrtrain preview --distortions IMAGE --bank mri -o distortions.png
 
@@ -138,6 +139,43 @@ def _check_data(args: list[str]) -> int:
     report = check_data(options.root, column=options.column, min_size=options.min_size, workers=options.workers)
     print(format_report(report))
     return 1 if report.broken else 0
+
+
+def _manifest(args: list[str]) -> int:
+    from csrtrain.data import published
+
+    known = "\n".join(
+        f"  {name:<11} {known.title}; {known.paper}\n{'':<14}{known.source}" for name, known in published.SETS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="csrtrain manifest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Make a manifest of a published rating set from the folder that it unpacks to: path, reference,\n"
+        "mos (higher is better) or dmos (lower is better), group, split, type, level, std, as far as the set has\n"
+        "them; of BAPPS reference, p0, p1, judge or p0, p1, same. Nothing is downloaded.",
+        epilog=f"names, and where to get the sets:\n{known}\n\n"
+        "examples: csrtrain manifest koniq10k data/koniq10k -o koniq10k.csv   csrtrain manifest live data/live\n"
+        "Exit code 1 when a row has no usable rating; it is listed and left out, and the others are written.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the set, see below")
+    parser.add_argument("folder", metavar="DIR", help="what the set unpacks to")
+    parser.add_argument("-o", "--output", help="manifest to write (.csv); without it the summary is all")
+    parser.add_argument("--all", action="store_true", help="keep rated images that belong to no protocol, see type")
+    options = parser.parse_args(args)
+    if options.output:
+        published.check_output(options.output)
+
+    found = published.read_published(options.name, options.folder, options.all)
+    if options.output:
+        published.write_published(found, options.output)
+    print(published.format_published(found))
+    if options.output:
+        print(f"Wrote {options.output}.")
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    for fault in found.faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    return 1 if found.faults else 0
 
 
 def _preview(args: list[str]) -> int:
@@ -284,7 +322,14 @@ def _score(args: list[str]) -> int:
     return 0 if len(good) == len(table) else 1
 
 
-_VERBS = {"export": _export, "score": _score, "features": _features, "check-data": _check_data, "preview": _preview}
+_VERBS = {
+    "export": _export,
+    "score": _score,
+    "features": _features,
+    "check-data": _check_data,
+    "manifest": _manifest,
+    "preview": _preview,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
