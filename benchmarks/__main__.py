@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("views", "losses", "distortions", "loader", "ridge", "features", "scoring", "resume", "kill")
+NAMES = ("views", "losses", "distortions", "loader", "ridge", "features", "distances", "scoring", "resume", "kill")
 
 
 def main() -> None:
