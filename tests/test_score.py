@@ -9,6 +9,7 @@ from PIL import Image
 
 from csrtrain import bundle, headers, score
 from csrtrain.cli import main
+from csrtrain.heatmaps import file_names
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
@@ -227,7 +228,7 @@ def test_a_metric_bundle_is_checked(folder, metric):
 
 def test_names_of_heat_maps_differ():
     paths = ["/x/a b.png", "/x/a_b.png", "/x/sub/1.png", "/x/sub_1.png", "/x/" + "n" * 300 + ".png", "/x/A_b.png"]
-    names = score._names(paths)
+    names = file_names(paths)
     assert len({name.lower() for name in names}) == len(paths) and max(map(len, names)) < 220
     assert names[0] == "a_b.png" and names[1] == "a_b.png-2"
 
