@@ -214,7 +214,7 @@ def score_pairs(
     place = _device(device)
     metric = metric.folded() if isinstance(metric, DifferenceMetric) else copy.deepcopy(metric).eval()
     metric = metric.to(place)
-    most = 0.0 if isinstance(metric, DifferenceMetric) else sum(float(w.mean()) for w in metric.weights.values())
+    most = 0.0 if isinstance(metric, DifferenceMetric) else sum(float(w.mean()) for w in metric.weights.values()) or 1.0
     references = _References([reference for _, reference in pairs])
     values = np.full(len(pairs), np.nan)
     errors = [""] * len(pairs)
@@ -320,21 +320,30 @@ def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tenso
 
 
 def volumes(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each file that has several rows, `file#k`: slices scored, mean, 10th percentile, and the worst slice."""
-    sliced = table[table["path"].map(lambda path: decode.split(path)[1] is not None) & table["score"].notna()]
-    rows = []
-    for path, slices in sliced.groupby(sliced["path"].map(lambda address: decode.split(address)[0]), sort=False):
-        scores = slices["score"]
-        rows.append(
-            {
-                "path": path,
-                "slices": len(slices),
-                "mean": scores.mean(),
-                "percentile_10": scores.quantile(0.1),
-                "worst_slice": decode.split(slices["path"][scores.idxmin()])[1],
-                "out_of_domain": slices["out_of_domain"].mean(),
-            }
-        )
+    """Of each file that has several rows, `file#k`: how many were scored, mean, bad end, and the worst of them.
+
+    The bad end is the 10th percentile of scores, which are higher for better images, and the 90th of distances. Of the
+    distances of one file to several references, each reference counts by itself.
+    """
+    distances = "reference" in table
+    value = "distance" if distances else "score"
+    sliced = table[table["path"].map(lambda path: decode.split(path)[1] is not None) & table[value].notna()]
+    rows: list[dict[str, Any]] = []
+    files = [
+        sliced[name].map(lambda address: decode.split(address)[0]) for name in ("path", "reference")[: 1 + distances]
+    ]
+    for names, slices in sliced.groupby(files, sort=False):
+        found = slices[value]
+        row = dict(zip(("path", "reference"), names, strict=False))
+        row |= {"slices": len(slices), "mean": found.mean()}
+        if distances:
+            row["percentile_90"] = found.quantile(0.9)
+        else:
+            row["percentile_10"] = found.quantile(0.1)
+        row["worst_slice"] = decode.split(slices["path"][found.idxmax() if distances else found.idxmin()])[1]
+        if not distances:
+            row["out_of_domain"] = slices["out_of_domain"].mean()
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -191,7 +191,7 @@ def test_heat_maps_sum_to_the_scores(folder, metric):
     [
         (
             ["a.safetensors", "images", "-o", "s.csv"],
-            "Expected the bundle of a no-reference metric, got one of another kind",
+            "Expected the bundle of a no-reference metric or a distance, got a backbone",
         ),
         (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
         (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a file in a folder that can be written to"),
