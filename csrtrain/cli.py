@@ -341,9 +341,9 @@ def _scored(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
 
     metric = bundle.load_metric(options.metric)
     addresses = [a for path in options.paths for a in addresses_of(path, options.column, options.slice_axis)]
+    _check_heatmap_folder(options)
     if options.heatmap is not None:
         metric.heatmap(torch.zeros(1, metric.features.channels, 64, 64))  # refused before the work if it has none
-        _make_heatmap_folder(options)
     table = score.score_images(
         metric,
         addresses,
@@ -371,9 +371,8 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     metric = bundle.load_distance(options.metric)
     if options.heatmap is not None and isinstance(metric, DifferenceMetric):
         raise ValueError(score.NO_MAPS)
+    _check_heatmap_folder(options)
     pairs, refused = pairs_of(options.paths, options.reference, options.column, options.slice_axis)
-    if options.heatmap is not None:
-        _make_heatmap_folder(options)
     fitting = [i for i in range(len(pairs)) if i not in refused]
     table = score.score_pairs(
         metric,
@@ -397,7 +396,10 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     )
 
 
-def _make_heatmap_folder(options: argparse.Namespace) -> None:
+def _check_heatmap_folder(options: argparse.Namespace) -> None:
+    """Refuse a folder for heat-maps among the images."""
+    if options.heatmap is None:
+        return
     named = [*options.paths, *([options.reference] if options.reference is not None else [])]
     inside = [path for path in named if options.heatmap.resolve().is_relative_to(Path(path).resolve())]
     if inside:
@@ -405,7 +407,6 @@ def _make_heatmap_folder(options: argparse.Namespace) -> None:
             f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
             "score them."
         )
-    options.heatmap.mkdir(parents=True, exist_ok=True)
 
 
 _VERBS = {

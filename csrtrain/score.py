@@ -142,7 +142,7 @@ def score_images(
     metric = metric.folded().to(place)
     values = np.full((len(addresses), 5), np.nan)
     errors = [""] * len(addresses)
-    names = file_names(addresses) if heatmaps is not None else []
+    names = _heatmap_names(heatmaps, addresses)
     window = _window(metric.header)
     batches = whole_images(addresses, metric.features.channels, batch_size, workers, window, slice_axis)
     for batch in _tracked("Scores", len(addresses), batches):
@@ -218,7 +218,7 @@ def score_pairs(
     references = _References([reference for _, reference in pairs])
     values = np.full(len(pairs), np.nan)
     errors = [""] * len(pairs)
-    names = file_names([address for address, _ in pairs]) if heatmaps is not None else []
+    names = _heatmap_names(heatmaps, [address for address, _ in pairs])
     batches = whole_pairs(pairs, metric.channels, batch_size, workers, _window(metric.header), slice_axis)
     for batch in _tracked("Distances", len(pairs), batches):
         if batch.images is None:
@@ -355,6 +355,14 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     else:
         table.to_csv(buffer, index=False, float_format="%.7g")
     bundle.write_atomically(path, buffer.getvalue())
+
+
+def _heatmap_names(folder: str | Path | None, addresses: Sequence[str]) -> list[str]:
+    """Make the folder, where one is wanted; the name of each image in it."""
+    if folder is None:
+        return []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return file_names(addresses)
 
 
 def _device(name: str) -> torch.device:
