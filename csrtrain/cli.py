@@ -364,6 +364,8 @@ def _scored(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
 
 def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     """Distances of images to their references, and a summary in words."""
+    import pandas as pd
+
     from csrtrain import bundle, score
     from csrtrain.data.pairs import pairs_of
     from csrtrain.models.difference import DifferenceMetric
@@ -374,7 +376,7 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     _check_heatmap_folder(options)
     pairs, refused = pairs_of(options.paths, options.reference, options.column, options.slice_axis)
     fitting = [i for i in range(len(pairs)) if i not in refused]
-    table = score.score_pairs(
+    found = score.score_pairs(
         metric,
         [pairs[i] for i in fitting],
         device=options.device,
@@ -384,9 +386,10 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
         slice_axis=options.slice_axis,
         heatmaps=options.heatmap,
     )
-    table = table.set_axis(fitting).reindex(range(len(pairs)))
-    for row, reason in refused.items():
-        table.loc[row, ["path", "reference", "error"]] = [*pairs[row], reason]
+    table = pd.DataFrame(pairs, columns=["path", "reference"])
+    table["distance"] = found["distance"].set_axis(fitting)  # by row; NaN elsewhere
+    errors = {**refused, **dict(zip(fitting, found["error"], strict=True))}
+    table["error"] = [errors[row] for row in range(len(pairs))]
     good = table[table["error"] == ""]
     closest = (
         f", median distance {good['distance'].median():.4g} (0 is identical, lower is closer)" if len(good) else ""

@@ -230,8 +230,7 @@ def score_pairs(
                 continue
             try:
                 with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-                    x, y = _in_unit_range(images.to(place)).unbind(1)
-                    found, maps = _compare(metric, x, y, rows, references, heatmaps is not None)
+                    found, maps = _compare(metric, images.to(place), rows, references, heatmaps is not None)
                 if not bool(torch.isfinite(found).all()):
                     raise ValueError("Expected a finite distance, got none. Use another metric.")
                 if heatmaps is not None and maps is not None:
@@ -279,6 +278,10 @@ class _References:
         joined = [torch.cat(stage)[where] for stage in zip(*(maps[run] for run in runs), strict=True)]
         return Reference(y, joined, under_autocast)
 
+    def one(self, rows: Sequence[int]) -> bool:
+        """Whether rows have one reference."""
+        return len(set(self._runs[rows])) == 1
+
     def done(self, rows: Sequence[int]) -> None:
         """Forget references that no pair to come has."""
         for run in self._runs[rows]:
@@ -288,27 +291,26 @@ class _References:
 
 
 def _compare(
-    metric: bundle.Distance, x: Tensor, y: Tensor, rows: Sequence[int], references: _References, mapped: bool
+    metric: bundle.Distance, images: Tensor, rows: Sequence[int], references: _References, mapped: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(B,) distances of x (B,C,H,W) to y, and their maps (B,H,W) where these are wanted."""
+    """(B,) distances of pairs (B,2,C,H,W), and their maps (B,H,W) where these are wanted."""
     if isinstance(metric, DifferenceMetric):
-        return metric.distance(x, y), None
-    pieces = list(tiles(*x.shape[2:]))
-    found = x.new_zeros(len(x), dtype=torch.float32)
-    total = x.new_zeros((len(x), *x.shape[2:]), dtype=torch.float32) if mapped else None
+        x, y = images.unbind(1)
+        return metric.distance(x, y[:1] if references.one(rows) else y), None
+    count, height, width = len(images), *images.shape[3:]
+    pieces = list(tiles(height, width))
+    found = torch.zeros(count, device=images.device)
+    maps = torch.zeros((count, height, width), device=images.device) if mapped else None
     for top, bottom, left, right, share in pieces:
-        part = x[:, :, top:bottom, left:right]
-        of = references.of(metric, rows, y) if len(pieces) == 1 else y[:, :, top:bottom, left:right]
-        if total is None:
-            found += share * metric.distance(part, of)
+        part = images[..., top:bottom, left:right]
+        x, y = (part.float() / 255 if part.dtype == torch.uint8 else part).unbind(1)
+        reference = references.of(metric, rows, y) if len(pieces) == 1 else y
+        if maps is None:
+            found += share * metric.distance(x, reference)
         else:
-            distance, total[:, top:bottom, left:right] = metric.explain(part, of)
+            distance, maps[:, top:bottom, left:right] = metric.explain(x, reference)
             found += share * distance
-    return found, total
-
-
-def _in_unit_range(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return found, maps
 
 
 def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tensor]]:
