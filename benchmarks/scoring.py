@@ -1,8 +1,9 @@
-"""`csrtrain score` under load: many images, one of 100 megapixels, and a folder full of mutated files.
+"""`csrtrain score` under load: many images, one of 100 megapixels, a folder full of mutated files, and pairs.
 
     python -m benchmarks scoring
 
-The metric is an untrained ResNet-18 with a random head: only memory, time and what becomes of each file are looked at.
+The metric is an untrained ResNet-18 with a random head, the distance one with all weights 1: only memory, time and what
+becomes of each file are looked at. `python -m benchmarks.scoring` compares the pairs alone, and keeps no result.
 Memory is the largest resident memory of the command with all its processes, sampled every 50 ms.
 """
 
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import tifffile
 import torch
 from PIL import Image
 
@@ -26,6 +28,7 @@ from csrtrain import bundle, headers
 from csrtrain.data import decode, samples
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.full_reference import FullReferenceMetric
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 FEW, MANY = 1_000, 10_000
@@ -33,6 +36,7 @@ FLAT = 1.05  # times the memory of few images
 MUTATED, GOOD = 1_000, 100
 SIDE = 10_000  # px: 100 megapixels
 LIMIT = 4.0  # GiB
+PAIRS, BROKEN = 2_000, 20
 
 
 class Done(NamedTuple):
@@ -105,8 +109,8 @@ def run() -> harness.Result:
     with tempfile.TemporaryDirectory() as root_name:
         root = Path(root_name)
         save_metric(root / "m.safetensors")
-        rows = [*many_rows(root), *large_rows(root), *mutated_rows(root)]
-    notes = ["An untrained ResNet-18, full and half scale, float32, two processes that decode."]
+        rows = [*many_rows(root), *large_rows(root), *mutated_rows(root), *pair_rows(root), *large_pair_rows(root)]
+    notes = ["An untrained ResNet-18, float32, two processes that decode; for scores at full and half scale."]
     return harness.Result("scoring", "csrtrain score under load", rows, notes, ("torch", "pillow", "imagecodecs"))
 
 
@@ -192,3 +196,112 @@ def mutated_rows(root: Path) -> list[dict[str, object]]:
             f"without the others; {found.seconds:.0f} s",
         }
     ]
+
+
+def save_distance(path: Path) -> None:
+    torch.manual_seed(0)
+    metric = FullReferenceMetric(Backbone("resnet18"))
+    bundle.save(path, metric, headers.DistanceHeader(**bundle.described_distance(metric, "header", {}, {})))
+
+
+def write_pairs(root: Path, count: int, broken: int) -> set[str]:
+    """Pairs `images/NAME.*`, `references/NAME.*` of 32 to 64 px in several formats; the names of those that are broken.
+
+    In turn: a truncated image, another size, NaN in a float TIFF, five channels, no reference, text named .png.
+    """
+    rng = np.random.default_rng(0)
+    images, references = root / "images", root / "references"
+    images.mkdir(parents=True)
+    references.mkdir()
+    places = [(k * count) // broken for k in range(broken)]
+    names = set()
+    for k in range(count):
+        name, size = f"pair_{k:05d}", int(rng.integers(32, 65))
+        pristine = rng.integers(0, 256, (size, 48, 3), dtype=np.uint8)
+        noisy = (pristine * 0.8 + rng.integers(0, 50, pristine.shape)).astype(np.uint8)
+        Image.fromarray(pristine).save(references / f"{name}.{('png', 'bmp', 'webp')[k % 3]}")
+        if k not in places:
+            Image.fromarray(noisy).save(images / f"{name}.{('png', 'jpg', 'tiff')[k % 3]}")
+            continue
+        names.add(name)
+        kind = places.index(k) % 6
+        if kind == 0:
+            content = io.BytesIO()
+            Image.fromarray(noisy).save(content, "PNG")
+            (images / f"{name}.png").write_bytes(content.getvalue()[:-900])
+        elif kind == 1:
+            Image.fromarray(noisy[:-3]).save(images / f"{name}.png")
+        elif kind == 2:
+            floats = noisy.astype(np.float32) / 255
+            floats[5, 5] = np.nan
+            tifffile.imwrite(images / f"{name}.tiff", floats, photometric="rgb")
+        elif kind == 3:
+            many = np.repeat(noisy[..., :1], 5, axis=2)
+            tifffile.imwrite(images / f"{name}.tiff", many, planarconfig="contig", photometric="minisblack")
+        elif kind == 4:
+            Image.fromarray(noisy).save(images / f"{name}.png")
+            next(references.glob(f"{name}.*")).unlink()
+        else:
+            (images / f"{name}.png").write_text("this is no image, whatever its name says")
+    return names
+
+
+def pair_rows(root: Path) -> list[dict[str, object]]:
+    """Distances of 2,000 pairs, 20 of them broken in six ways."""
+    save_distance(root / "d.safetensors")
+    folder = root / "pairs"
+    broken = write_pairs(folder, PAIRS, BROKEN)
+    found = score(
+        root / "d.safetensors",
+        folder / "images",
+        root / "p.csv",
+        *("--reference", str(folder / "references"), "--workers", "2"),
+    )
+    refused = {Path(row["path"]).stem for row in found.rows if row["error"]}
+    unnamed = [row for row in found.rows if row["error"] and Path(row["path"]).name not in row["error"]]
+    unheard = [name for name in broken if f"{name}." not in found.said]
+    neither = [row for row in found.rows if not row["error"] and not row["distance"]]
+    good = found.code == 1 and len(found.rows) == PAIRS and refused == broken and not (unnamed or unheard or neither)
+    shutil.rmtree(folder)
+    return [
+        {
+            "what": f"{PAIRS:,} pairs, {BROKEN} of them broken in six ways: pairs wrongly refused or wrongly compared",
+            "found": len(refused ^ broken),
+            "target": "0",
+            "verdict": "met" if good else "missed",
+            "note": f"exit code {found.code}; {len(refused)} refused, {len(unnamed) + len(unheard)} of them without "
+            f"the file's name; {PAIRS - len(refused) - len(neither):,} distances; {found.memory / 2**30:.2f} GiB, "
+            f"{found.seconds:.0f} s",
+        }
+    ]
+
+
+def large_pair_rows(root: Path) -> list[dict[str, object]]:
+    """Memory of the distance of two images of 12 megapixels."""
+    save_distance(root / "d.safetensors")
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    for name, quality in (("reference", 95), ("image", 30)):
+        coarse.resize((4000, 3000), Image.Resampling.BILINEAR).save(root / f"{name}.jpg", quality=quality)
+    maps = root / "pair_maps"
+    extra = ("--reference", str(root / "reference.jpg"), "--workers", "1", "--heatmap", str(maps))
+    found = score(root / "d.safetensors", root / "image.jpg", root / "q.csv", *extra)
+    assert found.code == 0 and len(found.rows) == 1, found.said[-2000:]
+    mean = float(np.load(maps / "image.jpg.npy").mean())
+    gib = found.memory / 2**30
+    return [
+        {
+            "what": "a pair of 4,000 x 3,000 px, with its heat-map: GiB",
+            "found": gib,
+            "target": f"< {LIMIT:g}",
+            "verdict": "met" if gib < LIMIT else "missed",
+            "note": f"{found.seconds:.0f} s; distance {float(found.rows[0]['distance']):.5f}, mean of the heat-map "
+            f"{mean:.5f}",
+        }
+    ]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as root_name:
+        for row in [*pair_rows(Path(root_name)), *large_pair_rows(Path(root_name))]:
+            print(row)

@@ -5,7 +5,10 @@ import os
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _USAGE = """usage: csrtrain VERB ...
 
@@ -14,6 +17,7 @@ _USAGE = """usage: csrtrain VERB ...
   export      run -> bundle:       csrtrain export runs/medical_simclr -o backbone.safetensors
               distance:            csrtrain export backbone.safetensors -o distance.safetensors --distance
   score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
+              -> distances:        csrtrain score distance.safetensors DIR --reference DIR -o distances.csv
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
@@ -253,14 +257,28 @@ def _score(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="csrtrain score",
         description="Score images with a metric: 0 to 100, higher is better, each with a flag when the image is unlike "
-        "those that the metric was fitted to. Volumes get a row per slice, and a table of volumes beside.",
+        "those that the metric was fitted to; or compare them with references by a distance: 0 is identical, lower is "
+        "closer. Volumes get a row per slice, and a table of volumes beside.",
         epilog="examples: csrtrain score metric.safetensors scans/ -o scores.csv --heatmap maps/   "
         "csrtrain score metric.safetensors a.png b.dcm volume.nii.gz -o scores.parquet   "
+        "csrtrain score distance.safetensors compressed/ --reference originals/ -o distances.csv   "
+        "csrtrain score distance.safetensors pairs.csv -o distances.csv   "
         "Exit code 1 when an image cannot be read; it is listed with the reason, and the others are scored.",
     )
-    parser.add_argument("metric", help="bundle of a metric")
-    parser.add_argument("paths", nargs="+", help="images, folders, text files with one path per line, CSV files")
+    parser.add_argument("metric", help="bundle of a metric or a distance")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        help="images, folders, text files with one path per line, CSV files; of a distance also CSV files with columns "
+        "path and reference",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="table to write (.csv or .parquet)")
+    parser.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="of a distance: the image that all are compared with, or a folder that has one for each, of the same "
+        "relative path or of the same name but for the extension",
+    )
     parser.add_argument("--heatmap", type=Path, help="folder for a picture and an array per image: where it is bad")
     parser.add_argument("--column", default="path", help="column of paths in a CSV file; default: path")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
@@ -278,6 +296,44 @@ def _score(args: list[str]) -> int:
             f"Expected --batch-size >= 1, --workers >= 0, got {options.batch_size}, {options.workers}. Correct them."
         )
 
+    from csrtrain import score
+
+    table, summary = _compared(options) if _is_distance(options) else _scored(options)
+    score.write_table(options.output, table)
+    volumes = score.volumes(table)
+    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+    beside.unlink(missing_ok=True)  # of an earlier call
+    if len(volumes):
+        score.write_table(beside, volumes)
+        print(f"Wrote {beside}: {len(volumes)} volumes.")
+    print(f"Wrote {options.output}: {summary}")
+    wrong = table["error"][table["error"] != ""]
+    for reason in wrong:
+        print(f"not scored: {reason}", file=sys.stderr)
+    return 1 if len(wrong) else 0
+
+
+def _is_distance(options: argparse.Namespace) -> bool:
+    """Whether the bundle compares images with references, as `--reference` asks for."""
+    from csrtrain import headers
+
+    kind = headers.read_header(options.metric).kind
+    if kind == "no_reference" and options.reference is not None:
+        raise ValueError(
+            f"Expected a full-reference distance for --reference, got a no-reference metric in {options.metric}. Leave "
+            "--reference out, or make a distance of a backbone: csrtrain export BACKBONE -o DISTANCE --distance."
+        )
+    if kind == "backbone":
+        raise ValueError(
+            f"Expected the bundle of a no-reference metric or a distance, got a backbone in {options.metric}. Compare "
+            f"with references: csrtrain export {options.metric} -o DISTANCE --distance; or fit a head to ratings: "
+            "csrtrain fit -c nr_linear."
+        )
+    return kind == "full_reference"
+
+
+def _scored(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
+    """Scores of images, and a summary in words."""
     import torch
 
     from csrtrain import bundle, score
@@ -285,15 +341,9 @@ def _score(args: list[str]) -> int:
 
     metric = bundle.load_metric(options.metric)
     addresses = [a for path in options.paths for a in addresses_of(path, options.column, options.slice_axis)]
+    _check_heatmap_folder(options)
     if options.heatmap is not None:
         metric.heatmap(torch.zeros(1, metric.features.channels, 64, 64))  # refused before the work if it has none
-        inside = [path for path in options.paths if options.heatmap.resolve().is_relative_to(Path(path).resolve())]
-        if inside:
-            raise ValueError(
-                f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
-                "score them."
-            )
-        options.heatmap.mkdir(parents=True, exist_ok=True)
     table = score.score_images(
         metric,
         addresses,
@@ -304,22 +354,62 @@ def _score(args: list[str]) -> int:
         slice_axis=options.slice_axis,
         heatmaps=options.heatmap,
     )
-    score.write_table(options.output, table)
-    volumes = score.volumes(table)
-    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
-    beside.unlink(missing_ok=True)  # of an earlier call
-    if len(volumes):
-        score.write_table(beside, volumes)
-        print(f"Wrote {beside}: {len(volumes)} volumes.")
     good = table[table["error"] == ""]
-    print(
-        f"Wrote {options.output}: {len(good)} images scored"
+    return table, (
+        f"{len(good)} images scored"
         + (f", median {good['score'].median():.1f} of 0 to 100 (higher is better)" if len(good) else "")
         + f"; {int(good['out_of_domain'].sum())} unlike the images that the metric was fitted to."
     )
-    for reason in table["error"][table["error"] != ""]:
-        print(f"not scored: {reason}", file=sys.stderr)
-    return 0 if len(good) == len(table) else 1
+
+
+def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
+    """Distances of images to their references, and a summary in words."""
+    import pandas as pd
+
+    from csrtrain import bundle, score
+    from csrtrain.data.pairs import pairs_of
+    from csrtrain.models.difference import DifferenceMetric
+
+    metric = bundle.load_distance(options.metric)
+    if options.heatmap is not None and isinstance(metric, DifferenceMetric):
+        raise ValueError(score.NO_MAPS)
+    _check_heatmap_folder(options)
+    pairs, refused = pairs_of(options.paths, options.reference, options.column, options.slice_axis)
+    fitting = [i for i in range(len(pairs)) if i not in refused]
+    found = score.score_pairs(
+        metric,
+        [pairs[i] for i in fitting],
+        device=options.device,
+        bf16=options.bf16,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        slice_axis=options.slice_axis,
+        heatmaps=options.heatmap,
+    )
+    table = pd.DataFrame(pairs, columns=["path", "reference"])
+    table["distance"] = found["distance"].set_axis(fitting)  # by row; NaN elsewhere
+    errors = {**refused, **dict(zip(fitting, found["error"], strict=True))}
+    table["error"] = [errors[row] for row in range(len(pairs))]
+    good = table[table["error"] == ""]
+    closest = (
+        f", median distance {good['distance'].median():.4g} (0 is identical, lower is closer)" if len(good) else ""
+    )
+    return table, (
+        f"{len(good)} images compared with their references{closest}; {int((good['distance'] == 0).sum())} identical."
+    )
+
+
+def _check_heatmap_folder(options: argparse.Namespace) -> None:
+    """Refuse a folder for heat-maps among the images."""
+    if options.heatmap is None:
+        return
+    named = [*options.paths, *([options.reference] if options.reference is not None else [])]
+    inside = [path for path in named if options.heatmap.resolve().is_relative_to(Path(path).resolve())]
+    if inside:
+        raise ValueError(
+            f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
+            "score them."
+        )
 
 
 _VERBS = {

@@ -1,8 +1,7 @@
-"""What a bundle makes of images: scores, heat-maps, features."""
+"""What a bundle makes of images: scores, distances to references, heat-maps, features."""
 
+import copy
 import io
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -21,13 +17,17 @@ from torch import Tensor
 from csrtrain import bundle, headers
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
-from csrtrain.data.whole import WholeBatch, whole_images
-from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.data.whole import WholeBatch, whole_images, whole_pairs
+from csrtrain.heatmaps import file_names, write_distances, write_scores
+from csrtrain.models.difference import DifferenceMetric
+from csrtrain.models.features import Contract, FrozenFeatures, tiles
+from csrtrain.models.full_reference import FullReferenceMetric, Reference
 from csrtrain.models.no_reference import NoReferenceMetric
 
-_LONGEST = 1024  # px: side of a drawn heat-map
-_LONGEST_NAME = 200  # characters of a file name
-_OPAQUE = 0.55  # of the colours over the image
+NO_MAPS = (
+    "Expected a distance of feature maps for heat-maps, got one of representations, which have no places. Leave the "
+    "heat-maps out, or make one of a backbone: csrtrain export BACKBONE -o DISTANCE --distance."
+)
 
 
 class Extracted(NamedTuple):
@@ -90,7 +90,8 @@ def extract(
     model = model.folded().to(place).eval()
     features = np.empty((len(addresses), sum(model.sizes)), dtype=np.float32)
     broken: dict[int, str] = {}
-    for batch in _tracked("Features", addresses, model.channels, batch_size, workers, window, slice_axis):
+    batches = whole_images(addresses, model.channels, batch_size, workers, window, slice_axis)
+    for batch in _tracked("Features", len(addresses), batches):
         if batch.images is None:
             broken[batch.rows[0]] = batch.reason
         else:
@@ -141,10 +142,10 @@ def score_images(
     metric = metric.folded().to(place)
     values = np.full((len(addresses), 5), np.nan)
     errors = [""] * len(addresses)
-    names = _names(addresses) if heatmaps is not None else []
-    for batch in _tracked(
-        "Scores", addresses, metric.features.channels, batch_size, workers, _window(metric.header), slice_axis
-    ):
+    names = _heatmap_names(heatmaps, addresses)
+    window = _window(metric.header)
+    batches = whole_images(addresses, metric.features.channels, batch_size, workers, window, slice_axis)
+    for batch in _tracked("Scores", len(addresses), batches):
         if batch.images is None:
             errors[batch.rows[0]] = batch.reason
             continue
@@ -162,7 +163,7 @@ def score_images(
                     raise ValueError("Expected a finite score, got none. Use another metric.")
                 if heatmaps is not None and maps is not None:
                     for row, image, contributions in zip(rows, images, maps.cpu(), strict=True):
-                        _write_heatmap(Path(heatmaps) / names[row], image, contributions)
+                        write_scores(Path(heatmaps) / names[row], image, contributions)
                 values[rows] = found
             except Exception as error:  # one image must not cost the scores of all others
                 if len(rows) == 1:
@@ -176,6 +177,142 @@ def score_images(
     return table
 
 
+def score_pairs(
+    metric: bundle.Distance,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    device: str = "auto",
+    bf16: bool = False,
+    batch_size: int = 16,
+    workers: int = 0,
+    slice_axis: int = 2,
+    heatmaps: str | Path | None = None,
+) -> pd.DataFrame:
+    """Distances of whole images to their references, with a progress bar; memory grows with neither number nor size.
+
+    A reference that several pairs in a row share goes through the network once, unless it is larger than a tile.
+    Images of more than `csrtrain.models.features.TILE` squared pixels are compared tile by tile, each tile as an image
+    of its own, and the mean, weighted by area, is the distance (our choice).
+
+    Args:
+        metric: from `csrtrain.load`.
+        pairs: addresses of the image and of its reference, see `csrtrain.data.decode.read`.
+        device, bf16, batch_size, workers: see `extract`.
+        slice_axis: axis along which NIfTI volumes are cut.
+        heatmaps: folder for two files per image: `NAME.npy`, the distance map (H,W) float32, and `NAME.png`, the image
+            with the map over it. Only of a metric that has `distance_map`.
+
+    Returns:
+        A row per pair, in their order: path, reference, distance, and error, which names both files and says why there
+        is no distance.
+
+    Raises:
+        ValueError: heat-maps of a metric that has none, or no such device.
+    """
+    if heatmaps is not None and isinstance(metric, DifferenceMetric):
+        raise ValueError(NO_MAPS)
+    place = _device(device)
+    metric = metric.folded() if isinstance(metric, DifferenceMetric) else copy.deepcopy(metric).eval()
+    metric = metric.to(place)
+    most = 0.0 if isinstance(metric, DifferenceMetric) else sum(float(w.mean()) for w in metric.weights.values()) or 1.0
+    references = _References([reference for _, reference in pairs])
+    values = np.full(len(pairs), np.nan)
+    errors = [""] * len(pairs)
+    names = _heatmap_names(heatmaps, [address for address, _ in pairs])
+    batches = whole_pairs(pairs, metric.channels, batch_size, workers, _window(metric.header), slice_axis)
+    for batch in _tracked("Distances", len(pairs), batches):
+        if batch.images is None:
+            errors[batch.rows[0]] = batch.reason
+            references.done(batch.rows)
+            continue
+        for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
+            if not np.isnan(values[rows]).all():  # done with the whole batch
+                continue
+            try:
+                with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+                    found, maps = _compare(metric, images.to(place), rows, references, heatmaps is not None)
+                if not bool(torch.isfinite(found).all()):
+                    raise ValueError("Expected a finite distance, got none. Use another metric.")
+                if heatmaps is not None and maps is not None:
+                    for row, image, local in zip(rows, images[:, 0], maps.cpu(), strict=True):
+                        write_distances(Path(heatmaps) / names[row], image, local, most)
+                values[rows] = found.float().cpu().numpy()
+            except Exception as error:  # one pair must not cost the distances of all others
+                if len(rows) == 1:
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    errors[rows[0]] = f"{pairs[rows[0]][0]} against {pairs[rows[0]][1]}: {reason}"
+        references.done(batch.rows)
+    table = pd.DataFrame({"path": [path for path, _ in pairs], "reference": [reference for _, reference in pairs]})
+    table["distance"], table["error"] = values, errors
+    return table
+
+
+class _References:
+    """What is kept of references that pairs to come share; at most as many as images wait for their batch.
+
+    Args:
+        names: (N,) addresses of the references of all pairs.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        changes = [k > 0 and name != names[k - 1] for k, name in enumerate(names)]
+        self._runs = np.cumsum(changes, dtype=np.int64)  # (N,) pairs in a row with one reference share a number
+        self._left = np.bincount(self._runs)
+        self._kept: dict[int, list[Tensor]] = {}
+
+    def of(self, metric: FullReferenceMetric, rows: Sequence[int], y: Tensor) -> Tensor | Reference:
+        """The references y (B,C,H,W) of rows (B,), with the maps of each that is shared, made at most once."""
+        runs, first, where = np.unique(self._runs[rows], return_index=True, return_inverse=True)
+        if (self._left[runs] == 1).all() and self._kept.keys().isdisjoint(runs):
+            return y
+        missing = [k for k, run in enumerate(runs) if run not in self._kept]
+        made = metric.reference(y[first[missing]]).maps if missing else []
+        maps = {run: self._kept[run] for run in runs if run in self._kept}
+        maps |= {runs[k]: [m[j : j + 1] for m in made] for j, k in enumerate(missing)}
+        for k in missing:
+            if self._left[runs[k]] > 1:  # a copy: a part would keep all of it
+                self._kept[runs[k]] = [m.clone() for m in maps[runs[k]]]
+        under_autocast = torch.is_autocast_enabled(y.device.type)
+        if len(runs) == 1:
+            return Reference(y[:1], maps[runs[0]], under_autocast)
+        joined = [torch.cat(stage)[where] for stage in zip(*(maps[run] for run in runs), strict=True)]
+        return Reference(y, joined, under_autocast)
+
+    def one(self, rows: Sequence[int]) -> bool:
+        """Whether rows have one reference."""
+        return len(set(self._runs[rows])) == 1
+
+    def done(self, rows: Sequence[int]) -> None:
+        """Forget references that no pair to come has."""
+        for run in self._runs[rows]:
+            self._left[run] -= 1
+            if not self._left[run]:
+                self._kept.pop(run, None)
+
+
+def _compare(
+    metric: bundle.Distance, images: Tensor, rows: Sequence[int], references: _References, mapped: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(B,) distances of pairs (B,2,C,H,W), and their maps (B,H,W) where these are wanted."""
+    if isinstance(metric, DifferenceMetric):
+        x, y = images.unbind(1)
+        return metric.distance(x, y[:1] if references.one(rows) else y), None
+    count, height, width = len(images), *images.shape[3:]
+    pieces = list(tiles(height, width))
+    found = torch.zeros(count, device=images.device)
+    maps = torch.zeros((count, height, width), device=images.device) if mapped else None
+    for top, bottom, left, right, share in pieces:
+        part = images[..., top:bottom, left:right]
+        x, y = (part.float() / 255 if part.dtype == torch.uint8 else part).unbind(1)
+        reference = references.of(metric, rows, y) if len(pieces) == 1 else y
+        if maps is None:
+            found += share * metric.distance(x, reference)
+        else:
+            distance, maps[:, top:bottom, left:right] = metric.explain(x, reference)
+            found += share * distance
+    return found, maps
+
+
 def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tensor]]:
     """A batch, and its images alone for the case that it fails."""
     assert batch.images is not None
@@ -185,21 +322,30 @@ def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tenso
 
 
 def volumes(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each file that has several rows, `file#k`: slices scored, mean, 10th percentile, and the worst slice."""
-    sliced = table[table["path"].map(lambda path: decode.split(path)[1] is not None) & table["score"].notna()]
-    rows = []
-    for path, slices in sliced.groupby(sliced["path"].map(lambda address: decode.split(address)[0]), sort=False):
-        scores = slices["score"]
-        rows.append(
-            {
-                "path": path,
-                "slices": len(slices),
-                "mean": scores.mean(),
-                "percentile_10": scores.quantile(0.1),
-                "worst_slice": decode.split(slices["path"][scores.idxmin()])[1],
-                "out_of_domain": slices["out_of_domain"].mean(),
-            }
-        )
+    """Of each file that has several rows, `file#k`: how many were scored, mean, bad end, and the worst of them.
+
+    The bad end is the 10th percentile of scores, which are higher for better images, and the 90th of distances. Of the
+    distances of one file to several references, each reference counts by itself.
+    """
+    distances = "reference" in table
+    value = "distance" if distances else "score"
+    sliced = table[table["path"].map(lambda path: decode.split(path)[1] is not None) & table[value].notna()]
+    rows: list[dict[str, Any]] = []
+    files = [
+        sliced[name].map(lambda address: decode.split(address)[0]) for name in ("path", "reference")[: 1 + distances]
+    ]
+    for names, slices in sliced.groupby(files, sort=False):
+        found = slices[value]
+        row = dict(zip(("path", "reference"), names, strict=False))
+        row |= {"slices": len(slices), "mean": found.mean()}
+        if distances:
+            row["percentile_90"] = found.quantile(0.9)
+        else:
+            row["percentile_10"] = found.quantile(0.1)
+        row["worst_slice"] = decode.split(slices["path"][found.idxmax() if distances else found.idxmin()])[1]
+        if not distances:
+            row["out_of_domain"] = slices["out_of_domain"].mean()
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -211,6 +357,14 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     else:
         table.to_csv(buffer, index=False, float_format="%.7g")
     bundle.write_atomically(path, buffer.getvalue())
+
+
+def _heatmap_names(folder: str | Path | None, addresses: Sequence[str]) -> list[str]:
+    """Make the folder, where one is wanted; the name of each image in it."""
+    if folder is None:
+        return []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return file_names(addresses)
 
 
 def _device(name: str) -> torch.device:
@@ -229,52 +383,11 @@ def _window(header: Any) -> Window:
     return tuple(window) if isinstance(window, list) else window
 
 
-def _tracked(
-    title: str,
-    addresses: Sequence[str],
-    channels: int,
-    batch_size: int,
-    workers: int,
-    window: Window,
-    slice_axis: int,
-) -> Iterator[WholeBatch]:
-    """Whole images, with a progress bar where there is a terminal."""
+def _tracked(title: str, total: int, batches: Iterator[WholeBatch]) -> Iterator[WholeBatch]:
+    """The batches, with a progress bar where there is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(addresses))
-        for batch in whole_images(addresses, channels, batch_size, workers, window, slice_axis):
+        task = progress.add_task(title, total=total)
+        for batch in batches:
             yield batch
             progress.advance(task, len(batch.rows))
-
-
-def _names(addresses: Sequence[str]) -> list[str]:
-    """A different file name for each address, from the part of the path that differs."""
-    if not addresses:
-        return []
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(address)) for address in addresses])
-    taken: dict[str, int] = {}
-    names = []
-    for address in addresses:
-        name = re.sub(r"[^\w.-]+", "_", os.path.relpath(os.path.abspath(address), folder))[-_LONGEST_NAME:]
-        taken[name.lower()] = taken.get(name.lower(), 0) + 1
-        names.append(name if taken[name.lower()] == 1 else f"{name}-{taken[name.lower()]}")
-    return names
-
-
-def _write_heatmap(path: Path, image: Tensor, contributions: Tensor) -> None:
-    """`path.npy` and `path.png` of one image (C,H,W) and its map (h,w)."""
-    buffer = io.BytesIO()
-    np.save(buffer, contributions.numpy())
-    bundle.write_atomically(path.with_name(f"{path.name}.npy"), buffer.getvalue())
-    height, width = image.shape[1:]
-    scale = min(1.0, _LONGEST / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    x = image[None].float() / (255 if image.dtype == torch.uint8 else 1)
-    grey = F.interpolate(x.mean(1, keepdim=True), size, mode="bilinear", antialias=True)[0, 0]
-    local = contributions[None, None] * contributions.numel()  # whose mean is the score
-    local = F.interpolate(local, size, mode="bilinear", align_corners=False)[0, 0] / 100
-    colors = colormaps["RdYlGn"](local.clamp(0, 1).numpy())[..., :3]
-    mixed = _OPAQUE * colors + (1 - _OPAQUE) * grey[..., None].numpy()
-    buffer = io.BytesIO()
-    Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-    bundle.write_atomically(path.with_name(f"{path.name}.png"), buffer.getvalue())

@@ -9,6 +9,7 @@ from PIL import Image
 
 from csrtrain import bundle, headers, score
 from csrtrain.cli import main
+from csrtrain.heatmaps import file_names
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
@@ -190,7 +191,7 @@ def test_heat_maps_sum_to_the_scores(folder, metric):
     [
         (
             ["a.safetensors", "images", "-o", "s.csv"],
-            "Expected the bundle of a no-reference metric, got one of another kind",
+            "Expected the bundle of a no-reference metric or a distance, got a backbone",
         ),
         (["m.safetensors", "images", "-o", "s.xls"], "ends in .csv or .parquet"),
         (["m.safetensors", "images", "-o", "none/s.csv"], "Expected a file in a folder that can be written to"),
@@ -227,7 +228,7 @@ def test_a_metric_bundle_is_checked(folder, metric):
 
 def test_names_of_heat_maps_differ():
     paths = ["/x/a b.png", "/x/a_b.png", "/x/sub/1.png", "/x/sub_1.png", "/x/" + "n" * 300 + ".png", "/x/A_b.png"]
-    names = score._names(paths)
+    names = file_names(paths)
     assert len({name.lower() for name in names}) == len(paths) and max(map(len, names)) < 220
     assert names[0] == "a_b.png" and names[1] == "a_b.png-2"
 

@@ -205,7 +205,7 @@ def _expand(
     for entry in _progress(listing.entries):
         path = os.path.join(listing.base, entry)
         name, frame = decode.split(path)
-        if frame is not None or not _may_have_frames(name):
+        if frame is not None or not may_have_frames(name):
             addresses.append(entry)
             continue
         if entry not in known:
@@ -226,7 +226,8 @@ def _expand(
     return addresses, times
 
 
-def _may_have_frames(path: str) -> bool:
+def may_have_frames(path: str) -> bool:
+    """Whether a file may hold several images, by its name: whether it has to be opened to count them."""
     name = path.lower()
     extension = os.path.splitext(name)[1]
     return name.endswith(_MULTI_FRAME) or not extension or extension[1:].isdigit()
@@ -235,7 +236,7 @@ def _may_have_frames(path: str) -> bool:
 def _progress(entries: list[str]) -> Iterable[str]:
     """A progress bar when headers have to be read for more than a few files."""
     console = Console(stderr=True)
-    if rank() > 0 or not console.is_terminal or sum(map(_may_have_frames, entries[:100_000])) < 64:
+    if rank() > 0 or not console.is_terminal or sum(map(may_have_frames, entries[:100_000])) < 64:
         return entries
     return track(entries, "Reading headers and volumes", console=console, transient=True)
 

@@ -98,7 +98,7 @@ def read_manifest(
 
 def is_manifest(path: str) -> bool:
     """Whether a CSV file has a column of ratings."""
-    return path.lower().endswith(".csv") and os.path.isfile(path) and bool(set(RATINGS) & set(_read(path)[0]))
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool(set(RATINGS) & set(read_rows(path)[0]))
 
 
 def inspect_manifest(
@@ -111,7 +111,7 @@ def inspect_manifest(
     Raises:
         FileNotFoundError, ValueError: nothing to inspect: no file, no CSV file, a column is missing.
     """
-    names, rows = _read(path)
+    names, rows = read_rows(path)
     if path_column not in names:
         raise ValueError(
             f"Expected a column {path_column!r} of images in {path}, got {', '.join(names)}. Rename one, or set "
@@ -157,7 +157,7 @@ def inspect_manifest(
     return manifest, sorted(problems)
 
 
-def _read(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names, and the rows with the line that each ends in."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -169,7 +169,7 @@ def _read(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
     if not rows:
-        raise ValueError(f"Expected rows of rated images in {path}, got none. Write one per image.")
+        raise ValueError(f"Expected rows of images in {path}, got none. Write one per image.")
     if len(set(names)) < len(names):
         raise ValueError(f"Expected different column names in {path}, got {', '.join(names)}. Rename one.")
     return names, rows

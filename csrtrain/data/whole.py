@@ -4,21 +4,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 
-_PIXELS = 2**22  # of a batch: what is larger goes alone
+_PIXELS = 2**22  # of a batch, references too: what is larger goes alone
 _WAITING = 4  # batches' worth of images that may wait for others of their shape
 
 
 class WholeBatch(NamedTuple):
     """Images of one shape and depth, or one that could not be read.
 
-    rows: (B,) which of the addresses they are.
-    images: (B,C,H,W) uint8, or float32 in [0,1]; None where `reason` says why there is none.
-    reason: what is wrong with the file, with its name.
+    rows: (B,) which of the addresses, or pairs, they are.
+    images: (B,C,H,W) uint8, or float32 in [0,1]; of pairs (B,2,C,H,W), each image and its reference; None where
+        `reason` says why there is none.
+    reason: what is wrong with the file, with its name; of a pair with both names.
     """
 
     rows: list[int]
@@ -47,19 +49,60 @@ class WholeImages(Dataset[WholeBatch]):
         return len(self.addresses)
 
     def __getitem__(self, i: int) -> WholeBatch:
-        address = self.addresses[i]
+        found = self.read(self.addresses[i])
+        return WholeBatch([i], None, found) if isinstance(found, str) else WholeBatch([i], found[None])
+
+    def read(self, address: str) -> Tensor | str:
+        """(C,H,W), or what is wrong with the file."""
         try:
             image = decode.read(
                 address, window=self.window, slice_axis=self.slice_axis, max_megapixels=self.max_megapixels
             )
             image = decode.to_channels(image, self.channels)
         except decode.DecodeError as error:
-            return WholeBatch([i], None, str(error))
+            return str(error)
         except ValueError as error:
-            return WholeBatch([i], None, f"{address}: {error}")
+            return f"{address}: {error}"
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
-            return WholeBatch([i], None, f"{address}: Expected finite values, got NaN or infinity. Mend the file.")
-        return WholeBatch([i], image[None])
+            return f"{address}: Expected finite values, got NaN or infinity. Mend the file."
+        return image
+
+
+class WholePairs(Dataset[WholeBatch]):
+    """One pair at a time, as a batch of one; a reference that many pairs in a row have is decoded once.
+
+    Args:
+        pairs: addresses of images and their references.
+        images: reads either.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], images: WholeImages) -> None:
+        self.pairs = pairs
+        self.images = images
+        self._last: tuple[str | None, Tensor | str] = (None, "")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> WholeBatch:
+        address, name = self.pairs[i]
+        if self._last[0] != name:
+            self._last = (name, self.images.read(name))
+        image, reference = self.images.read(address), self._last[1]
+        if isinstance(image, str) or isinstance(reference, str):
+            wrong = dict.fromkeys(found for found in (image, reference) if isinstance(found, str))
+            return WholeBatch([i], None, f"{address} against {name}: {' '.join(wrong)}")
+        if image.shape != reference.shape:
+            (height, width), (rows, columns) = image.shape[1:], reference.shape[1:]
+            return WholeBatch(
+                [i],
+                None,
+                f"{address} against {name}: Expected images of one size, got {width} x {height} px and a reference of "
+                f"{columns} x {rows} px. Crop or resize one.",
+            )
+        if image.dtype != reference.dtype:  # an 8-bit and a deeper file
+            image, reference = (tvf.to_dtype(found, torch.float32, scale=True) for found in (image, reference))
+        return WholeBatch([i], torch.stack([image, reference])[None])
 
 
 def whole_images(
@@ -80,7 +123,24 @@ def whole_images(
         workers: processes beside this one.
         window, slice_axis, max_megapixels: see `csrtrain.data.decode.read`.
     """
-    images = WholeImages(addresses, channels, window, slice_axis, max_megapixels)
+    yield from _grouped(WholeImages(addresses, channels, window, slice_axis, max_megapixels), batch_size, workers)
+
+
+def whole_pairs(
+    pairs: Sequence[tuple[str, str]],
+    channels: int,
+    batch_size: int = 16,
+    workers: int = 0,
+    window: decode.Window = "header",
+    slice_axis: int = 2,
+    max_megapixels: float = 200.0,
+) -> Iterator[WholeBatch]:
+    """Every pair of an image and its reference once, as `whole_images`; its arguments."""
+    images = WholeImages([], channels, window, slice_axis, max_megapixels)
+    yield from _grouped(WholePairs(pairs, images), batch_size, workers)
+
+
+def _grouped(images: WholeImages | WholePairs, batch_size: int, workers: int) -> Iterator[WholeBatch]:
     loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_is)
     groups = Groups(batch_size)
     for found in loader:
@@ -108,7 +168,8 @@ class Groups:
         key = (found.images.shape, found.images.dtype)
         group = self._waiting.setdefault(key, [])
         group.append(found)
-        if len(group) >= min(self.batch_size, max(1, _PIXELS // found.images.shape[2:].numel())):
+        pixels = found.images[..., 0, :, :].numel()
+        if len(group) >= min(self.batch_size, max(1, _PIXELS // pixels)):
             return _joined(self._waiting.pop(key))
         if sum(map(len, self._waiting.values())) >= _WAITING * self.batch_size:
             return _joined(self._waiting.pop(max(self._waiting, key=lambda key: len(self._waiting[key]))))

@@ -38,7 +38,7 @@ class Contract(NamedTuple):
     crops: int | None = None
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """A part of an image: its first and last row and column, and its weight in the mean."""
 
     top: int
@@ -187,7 +187,7 @@ def _fold_norms(network: nn.Module) -> None:
                 setattr(module, second, nn.Identity())
 
 
-def _pieces(images: Tensor, contract: Contract, scale: float) -> Iterator[_Piece]:
+def _pieces(images: Tensor, contract: Contract, scale: float) -> Iterator[Piece]:
     """The whole image, or nearly equal tiles of at most `TILE` a side where it is larger, or five squares."""
     height, width = images.shape[2:]
     if contract.crops:
@@ -195,13 +195,19 @@ def _pieces(images: Tensor, contract: Contract, scale: float) -> Iterator[_Piece
         h, w = min(side, height), min(side, width)
         for y, x in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)):
             top, left = int(y * (height - h)), int(x * (width - w))
-            yield _Piece(top, top + h, left, left + w, 1 / 5)
-    elif height * width <= TILE * TILE:
-        yield _Piece(0, height, 0, width, 1.0)
+            yield Piece(top, top + h, left, left + w, 1 / 5)
     else:
-        for top, bottom in _cuts(height):
-            for left, right in _cuts(width):
-                yield _Piece(top, bottom, left, right, (bottom - top) * (right - left) / (height * width))
+        yield from tiles(height, width)
+
+
+def tiles(height: int, width: int) -> Iterator[Piece]:
+    """An image as one piece, or in nearly equal tiles of at most `TILE` a side where it has more pixels than one."""
+    if height * width <= TILE * TILE:
+        yield Piece(0, height, 0, width, 1.0)
+        return
+    for top, bottom in _cuts(height):
+        for left, right in _cuts(width):
+            yield Piece(top, bottom, left, right, (bottom - top) * (right - left) / (height * width))
 
 
 def _cuts(size: int) -> Iterator[tuple[int, int]]:
@@ -210,7 +216,7 @@ def _cuts(size: int) -> Iterator[tuple[int, int]]:
     yield from zip(edges[:-1], edges[1:], strict=True)
 
 
-def _cut(images: Tensor, piece: _Piece, contract: Contract, scale: float) -> Tensor:
+def _cut(images: Tensor, piece: Piece, contract: Contract, scale: float) -> Tensor:
     """A piece at a scale, float32."""
     x = images[:, :, piece.top : piece.bottom, piece.left : piece.right]
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()

@@ -72,16 +72,19 @@ class FullReferenceMetric(nn.Module):
                 other way round; on a CPU also other values. On other devices values are not looked at, which would wait
                 for them: a distance is NaN there.
         """
-        return torch.stack([stage.mean((1, 2)) for stage in self._stages(x, y)]).sum(0)
+        return _distance(self._stages(x, y))
 
     def distance_map(self, x: Tensor, y: Tensor | Reference) -> Tensor:
         """Where x differs from y: (B,H,W) float32, each stage enlarged bilinearly to the images, as LPIPS does.
 
         Arguments and errors as for `distance`.
         """
-        size = x.shape[-2:]
-        maps = [F.interpolate(stage[:, None], size, mode="bilinear")[:, 0] for stage in self._stages(x, y)]
-        return torch.stack(maps).sum(0)
+        return _enlarged(self._stages(x, y), x.shape[-2:])
+
+    def explain(self, x: Tensor, y: Tensor | Reference) -> tuple[Tensor, Tensor]:
+        """`distance` and `distance_map` in one pass."""
+        stages = self._stages(x, y)
+        return _distance(stages), _enlarged(stages, x.shape[-2:])
 
     def forward(self, x: Tensor, y: Tensor | Reference) -> Tensor:
         """As `distance`."""
@@ -143,6 +146,14 @@ class FullReferenceMetric(nn.Module):
         if images.device.type == "cpu" and _out_of_range(images.detach()).numpy().any():
             low, high = images.detach().float().numpy().min(), images.detach().float().numpy().max()
             raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+
+
+def _distance(stages: list[Tensor]) -> Tensor:
+    return torch.stack([stage.mean((1, 2)) for stage in stages]).sum(0)
+
+
+def _enlarged(stages: list[Tensor], size: torch.Size) -> Tensor:
+    return torch.stack([F.interpolate(stage[:, None], size, mode="bilinear")[:, 0] for stage in stages]).sum(0)
 
 
 def _out_of_range(images: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def test_rows_of_one_reference_or_group_are_one_group(write):
             "image,mos\na.png,1\n",
             "Expected a column 'path' of images in .*ratings.csv, got image, mos.*data.path_column",
         ),
-        ("path,mos\n", "Expected rows of rated images"),
+        ("path,mos\n", "Expected rows of images"),
         ("path,mos,mos\na.png,1,2\n", "Expected different column names"),
         ("", "Expected rows"),
     ],
