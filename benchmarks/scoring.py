@@ -4,7 +4,7 @@
 
 The metric is an untrained ResNet-18 with a random head, the distance one with all weights 1: only memory, time and what
 becomes of each file are looked at. `python -m benchmarks.scoring` compares the pairs alone, and keeps no result.
-Memory is the largest resident memory of the command with all its processes, sampled every 50 ms.
+Memory is the largest of the command with all its processes, shared pages counted once (PSS), sampled every 50 ms.
 """
 
 import csv
@@ -59,8 +59,8 @@ def score(metric: Path, images: Path, output: Path, *extra: str) -> Done:
         while process.poll() is None:
             try:
                 family = [watched, *watched.children(recursive=True)]
-                most = max(most, sum(member.memory_info().rss for member in family))
-            except psutil.NoSuchProcess:
+                most = max(most, sum(member.memory_full_info().pss for member in family))
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
                 pass
             time.sleep(0.05)
         log.seek(0)
@@ -80,7 +80,7 @@ def mutate(folder: Path) -> dict[str, bytes]:
     """1,000 mutated copies of real files of many formats, and 100 sound ones; name -> content of the sound ones."""
     rng = np.random.default_rng(0)
     sources = [Path(decode.split(address)[0]) for address in (*samples.natural(), *samples.medical())]
-    contents = [(path.suffix, path.read_bytes()) for path in dict.fromkeys(sources)]
+    contents = [("".join(path.suffixes), path.read_bytes()) for path in dict.fromkeys(sources)]
     for kind in ("TIFF", "BMP", "WEBP", "JPEG2000"):
         buffer = io.BytesIO()
         Image.open(samples.natural()[0]).resize((160, 120)).save(buffer, kind)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tvf
 from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
@@ -56,8 +57,9 @@ def _write_map(path: Path, image: Tensor, values: Tensor, shown: Tensor, colors:
     height, width = image.shape[1:]
     scale = min(1.0, _LONGEST / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    x = image[None].float() / (255 if image.dtype == torch.uint8 else 1)
-    grey = F.interpolate(x.mean(1, keepdim=True), size, mode="bilinear", antialias=True)[0, 0]
+    # Made small as it is: as float32 an image of 100 megapixels would take more memory than its score.
+    small = tvf.resize(image[None], list(size), tvf.InterpolationMode.BILINEAR, antialias=True)
+    grey = tvf.to_dtype(small, torch.float32, scale=True).mean(1)[0]
     local = F.interpolate(shown[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     colored = colormaps[colors](local.clamp(0, 1).numpy())[..., :3]
     mixed = _OPAQUE * colored + (1 - _OPAQUE) * grey[..., None].numpy()

@@ -77,7 +77,14 @@ def _require_pixels(dataset: Dataset) -> str:
     for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:
             return keyword
-    raise NoImageError("Expected a DICOM image, got a file without pixel data (a report, a plan, ...). Leave it out.")
+    classes = [
+        pydicom.uid.UID(str(uid)).name
+        for uid in (getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID"), dataset.get("SOPClassUID"))
+        if str(uid) in pydicom.uid.UID_dictionary
+    ]
+    if classes and not any("Image Storage" in name for name in classes):
+        raise NoImageError(f"Expected a DICOM image, got a file without pixel data ({classes[0]}). Leave it out.")
+    raise DecodeError("Expected a DICOM image, got a file without pixel data: cut off or damaged. Use another copy.")
 
 
 def frames(path: str) -> int:

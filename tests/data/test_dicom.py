@@ -14,6 +14,7 @@ from pydicom.tag import Tag
 
 from csrtrain.data import decode
 from csrtrain.data.decode import DecodeError, NoImageError
+from csrtrain.data.index import addresses_of
 
 RNG = np.random.default_rng(0)
 
@@ -381,6 +382,16 @@ def test_lossless_jpeg_equals_its_original(tmp_path):
 def test_files_without_pixels(name):
     with pytest.raises(NoImageError, match="Expected a DICOM image, got a file without pixel data"):
         decode.read(embedded(name))
+
+
+@pytest.mark.parametrize("kept", [98, 980, 2940])
+def test_a_file_cut_off_before_its_pixels_is_broken_and_not_passed_over(tmp_path, kept):
+    content = Path(embedded("CT_small.dcm")).read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(content[:kept])
+    with pytest.raises(DecodeError) as caught:
+        decode.read(str(tmp_path / "cut.dcm"))
+    assert not isinstance(caught.value, NoImageError)
+    assert list(addresses_of(str(tmp_path))) == [str(tmp_path / "cut.dcm")]
 
 
 def test_unsupported_codec_is_named(tmp_path):
