@@ -51,6 +51,7 @@ class FullReferenceMetric(nn.Module):
         self.backbone = freeze(backbone)
         self.weights = nn.ParameterDict({str(k): torch.ones(backbone.stage_channels[k]) for k in self.stages})
         self.weights.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # a third faster in bf16
 
     @property
     def channels(self) -> int:
@@ -129,7 +130,7 @@ class FullReferenceMetric(nn.Module):
 
     def _unit_maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the stages, float32, each vector of length 1."""
-        maps = self.backbone.feature_maps(images)
+        maps = self.backbone.feature_maps(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
             chosen = [maps[stage].float() for stage in self.stages]
             return [f * torch.rsqrt(f.square().sum(1, keepdim=True) + _EPSILON) for f in chosen]
@@ -142,10 +143,11 @@ class FullReferenceMetric(nn.Module):
             )
         if torch.compiler.is_compiling():  # or exported: there are no values
             return
-        # numpy: a host read of a host tensor is no synchronisation
-        if images.device.type == "cpu" and _out_of_range(images.detach()).numpy().any():
-            low, high = images.detach().float().numpy().min(), images.detach().float().numpy().max()
-            raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+        if images.device.type == "cpu" and images.numel():
+            # numpy: a host read of a host tensor is no synchronisation
+            low, high = (float(value.float().numpy()) for value in images.detach().aminmax())
+            if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN too
+                raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
 
 
 def _distance(stages: list[Tensor]) -> Tensor:
