@@ -29,15 +29,11 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy.stats import binomtest, spearmanr
-from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVR
 
 import csrtrain
 from benchmarks import harness
 from csrtrain.bundle import load_metric
-from csrtrain.controls import brisque_features
+from csrtrain.controls import brisque_features, fit_svr
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
 from csrtrain.metrics.correlation import srcc_draws
@@ -119,9 +115,7 @@ def ridge_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[n
 
 def svr_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.bool_]) -> Array:
     """The same of a support vector regression with an RBF kernel, as BRISQUE is used."""
-    grid = {"svr__C": [0.1, 1, 10], "svr__gamma": [0.003, 0.01, 0.03, 0.1]}
-    search = GridSearchCV(make_pipeline(StandardScaler(), SVR(epsilon=0.02)), grid, cv=GroupKFold(FOLDS))
-    return np.asarray(search.fit(h[train], y[train], groups=groups[train]).predict(h[~train]))
+    return fit_svr(h[train], y[train], groups[train], FOLDS)(h[~train])
 
 
 def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -1,10 +1,19 @@
-"""What every result stands beside: classical features of quality that need no training."""
+"""What every result stands beside: classical features and differences that need no training of a network."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 from torch import Tensor
+
+Array = NDArray[np.float64]
 
 _TAPS, _SIGMA = 7, 7 / 6  # of the local mean and deviation
 _OFFSET = 1 / 255
@@ -23,18 +32,70 @@ def brisque_features(image: Tensor) -> Tensor:
     Raises:
         ValueError: a side is below 16 pixels.
     """
-    x = image.to(torch.float64) / (255 if image.dtype == torch.uint8 else 1)
-    if x.ndim != 3 or min(x.shape[1:]) < 16:
+    if image.ndim != 3 or min(image.shape[1:]) < 16:
         raise ValueError(f"Expected an image (C,H,W) of at least 16 px, got {tuple(image.shape)}. Leave it out.")
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-    luma = torch.tensordot(weights, x, 1) if len(x) == 3 else x.mean(0)
-    half = F.interpolate(luma[None, None], scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
-    return torch.cat([_statistics(scale) for scale in (luma, half)])
+    full = _luma(image)
+    half = F.interpolate(full[None, None], scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
+    return torch.cat([_statistics(scale) for scale in (full, half)])
 
 
-def _statistics(luma: Tensor) -> Tensor:
+def fit_svr(
+    features: Array, ratings: Array, groups: NDArray[np.int64], folds: int = 5, most: int | None = None
+) -> Callable[[Array], Array]:
+    """A support vector regression with an RBF kernel, as BRISQUE is used (section III-B there).
+
+    Args:
+        features: (N,F), which are brought to mean 0 and deviation 1.
+        ratings: (N,) with a range of about 1.
+        groups: (N,); C and gamma are chosen by folds of whole groups.
+        folds: at most the number of groups.
+        most: rows, drawn at random, that C and gamma are chosen on; by default all. The time grows with their square.
+
+    Returns:
+        A function from (M,F) to (M,) ratings.
+    """
+    grid = {"svr__C": [0.1, 1, 10], "svr__gamma": [0.003, 0.01, 0.03, 0.1]}
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), SVR(epsilon=0.02)), grid, cv=GroupKFold(folds), refit=most is None
+    )
+    chosen = np.arange(len(ratings))
+    if most is not None and len(chosen) > most:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
+    search.fit(features[chosen], ratings[chosen], groups=groups[chosen])
+    if most is None:
+        fitted = search
+    else:
+        fitted = search.estimator.set_params(**search.best_params_).fit(features, ratings)
+    return lambda rows: np.asarray(fitted.predict(rows))
+
+
+def high_frequency_share(image: Tensor) -> float:
+    """Share of the power of an image above half of the highest frequency, 0 to 1; ours.
+
+    (C,H,W) uint8, or float in [0,1]. Of the luma (the mean where there are not three channels) less its mean under a
+    Hann window; frequencies beyond 0.25 cycles per pixel, whatever their direction. 0 for an image of one value.
+    """
+    grey = _luma(image)
+    window = torch.outer(*(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in grey.shape))
+    centred = (grey - (grey * window).sum() / window.sum().clamp(min=1e-12)) * window
+    power = torch.fft.fft2(centred).abs().square()
+    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in grey.shape)
+    high = torch.hypot(rows[:, None], columns) > 0.25
+    total = float(power.sum())
+    return float(power[high].sum()) / total if total > 1e-12 * grey.numel() else 0.0
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(C,H,W) uint8, or float in [0,1] -> (H,W) float64 in [0,1]: BT.601 of three channels, else their mean."""
+    x = image.to(torch.float64) / (255 if image.dtype == torch.uint8 else 1)
+    if len(x) != 3:
+        return x.mean(0)
+    return torch.tensordot(torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64), x, 1)
+
+
+def _statistics(scale: Tensor) -> Tensor:
     """(18,) of one scale."""
-    normalised = _locally_normalised(luma)
+    normalised = _locally_normalised(scale)
     shape = _shape(normalised.abs().mean() ** 2 / normalised.square().mean())
     features = [shape, normalised.square().mean()]
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -42,18 +103,18 @@ def _statistics(luma: Tensor) -> Tensor:
     return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in features])
 
 
-def _locally_normalised(luma: Tensor) -> Tensor:
+def _locally_normalised(x: Tensor) -> Tensor:
     taps = torch.arange(_TAPS, dtype=torch.float64) - _TAPS // 2
     kernel = torch.exp(-0.5 * (taps / _SIGMA) ** 2)
     kernel = kernel / kernel.sum()
 
-    def smooth(x: Tensor) -> Tensor:
-        padded = F.pad(x[None, None], (_TAPS // 2,) * 4, mode="replicate")
+    def smooth(values: Tensor) -> Tensor:
+        padded = F.pad(values[None, None], (_TAPS // 2,) * 4, mode="replicate")
         return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
 
-    mean = smooth(luma)
-    deviation = (smooth(luma * luma) - mean * mean).clamp(min=0).sqrt()
-    return (luma - mean) / (deviation + _OFFSET)
+    mean = smooth(x)
+    deviation = (smooth(x * x) - mean * mean).clamp(min=0).sqrt()
+    return (x - mean) / (deviation + _OFFSET)
 
 
 def _ratio(shape: Tensor) -> Tensor:

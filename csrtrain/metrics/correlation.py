@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
+from csrtrain.metrics.bootstrap import DRAWS, group_weights, interval, weighted_srcc
+
 Array = NDArray[np.float64]
 
 
@@ -40,20 +42,11 @@ def agreement(scores: Array, ratings: Array) -> dict[str, float]:
     }
 
 
-def srcc_draws(scores: Array, ratings: Array, groups: NDArray[np.int64], draws: int = 1000, seed: int = 0) -> Array:
+def srcc_draws(scores: Array, ratings: Array, groups: NDArray[np.int64], draws: int = DRAWS, seed: int = 0) -> Array:
     """(draws,) SRCC of bootstrap samples of the groups, the same samples for every call with these groups and seed."""
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    found = np.empty(draws)
-    for k in range(draws):
-        rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-        found[k] = srcc(scores[rows], ratings[rows])
-    return found
+    return weighted_srcc(scores, ratings, group_weights(groups, draws, seed))
 
 
 def srcc_interval(scores: Array, ratings: Array, groups: NDArray[np.int64]) -> tuple[float, float]:
     """The 95 % interval of SRCC, groups drawn with replacement; NaN for fewer than five groups, which say nothing."""
-    if len(np.unique(groups)) < 5:
-        return math.nan, math.nan
-    low, high = np.nanpercentile(srcc_draws(scores, ratings, groups), [2.5, 97.5])
-    return float(low), float(high)
+    return interval(srcc_draws(scores, ratings, groups), groups)
