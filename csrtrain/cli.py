@@ -18,6 +18,7 @@ _USAGE = """usage: csrtrain VERB ...
               distance:            csrtrain export backbone.safetensors -o distance.safetensors --distance
   score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
               -> distances:        csrtrain score distance.safetensors DIR --reference DIR -o distances.csv
+  evaluate    agreement with people: csrtrain evaluate B... --manifest ratings.csv -o results/
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
@@ -412,7 +413,65 @@ def _check_heatmap_folder(options: argparse.Namespace) -> None:
         )
 
 
+def _evaluate(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain evaluate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Say how well bundles agree with people, beside controls, with 95 % intervals.\n"
+        "A backbone gets a ridge head in every split, a fitted metric or a distance is judged as it is.\n"
+        "Writes results.json, table.csv, report.md and plots.",
+        epilog="""protocols:
+  splits   10 random splits by reference and group, 80/20, medians
+  native   the column split of the manifest: fit on train, judge on test
+  whole    nothing is fitted: judge all rows
+  cross    several manifests: fit on each, judge on each other
+default: cross for several manifests; where a head has to be fitted native, or splits without a column split; else whole
+
+examples:
+  csrtrain evaluate my_mri.safetensors --manifest ratings.csv -o results/
+  csrtrain evaluate a.safetensors b.safetensors --manifest koniq.csv --protocol native -o results/
+  csrtrain evaluate a.safetensors --manifest kadid.csv --manifest tid2013.csv -o results/
+
+Exit code 1 when an image cannot be read: it is listed, and the others are evaluated.""",
+    )
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="backbones, metrics, distances")
+    parser.add_argument("--manifest", action="append", required=True, help="CSV file of ratings; several for cross")
+    parser.add_argument("--protocol", help="splits, native, whole or cross")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--no-controls", action="store_true", help="leave the controls out")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, folds and bootstrap samples; default: 0")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode")
+    parser.add_argument("--slice-axis", type=int, default=2, help="axis along which NIfTI volumes are cut")
+    options = parser.parse_args(args)
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"Expected a folder to write into, got the file {options.output}. Name another.")
+    if options.batch_size < 1 or options.workers < 0 or options.seed < 0:
+        raise ValueError(
+            f"Expected --batch-size >= 1, --workers >= 0 and --seed >= 0, got {options.batch_size}, {options.workers} "
+            f"and {options.seed}. Correct them."
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    from csrtrain import evaluate
+    from csrtrain.evaluate.methods import Reading
+
+    reading = Reading(options.device, options.bf16, options.batch_size, options.workers, options.slice_axis)
+    results = evaluate.evaluate(
+        options.bundles, options.manifest, options.protocol, reading, not options.no_controls, options.seed
+    )
+    files = evaluate.write(options.output, results)
+    print((options.output / "report.md").read_text())
+    print(f"Wrote {', '.join(path.name for path in files)} into {options.output}.")
+    for one in results["broken"]:
+        print(f"not evaluated: {one['manifest']}, line {one['line']}: {one['reason']}", file=sys.stderr)
+    return 1 if results["broken"] else 0
+
+
 _VERBS = {
+    "evaluate": _evaluate,
     "export": _export,
     "score": _score,
     "features": _features,

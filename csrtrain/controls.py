@@ -90,7 +90,8 @@ def _luma(image: Tensor) -> Tensor:
     x = image.to(torch.float64) / (255 if image.dtype == torch.uint8 else 1)
     if len(x) != 3:
         return x.mean(0)
-    return torch.tensordot(torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64), x, 1)
+    grey: Tensor = torch.tensordot(torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64), x, 1)
+    return grey
 
 
 def _statistics(scale: Tensor) -> Tensor:

@@ -109,9 +109,7 @@ def _refuse(faults: list[str], expected: str, advice: str) -> None:
         raise ValueError(f"Expected {expected}, got {'; '.join(faults[:_LISTED])}{more}. {advice}")
 
 
-def _in_several(
-    keys: NDArray[np.int64], parts: NDArray[np.int64], lines: Sequence[object], what: str
-) -> list[str]:
+def _in_several(keys: NDArray[np.int64], parts: NDArray[np.int64], lines: Sequence[object], what: str) -> list[str]:
     """In words, keys whose rows are in several parts."""
     pairs = np.unique(np.stack([keys, parts], 1), axis=0)
     shared = pairs[:, 0][np.flatnonzero(np.diff(pairs[:, 0]) == 0)]

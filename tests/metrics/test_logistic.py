@@ -28,7 +28,9 @@ def test_equal_to_scipy_in_the_units_of_the_data(rated):
 
 def test_units_do_not_matter(rated):
     x, y = rated
-    np.testing.assert_allclose(fit_logistic(1e-6 * x - 3, 100 * y)(1e-6 * x - 3), 100 * fit_logistic(x, y)(x), rtol=1e-5)
+    np.testing.assert_allclose(
+        fit_logistic(1e-6 * x - 3, 100 * y)(1e-6 * x - 3), 100 * fit_logistic(x, y)(x), rtol=1e-5
+    )
 
 
 def test_the_curve_rises(rated):

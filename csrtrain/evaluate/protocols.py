@@ -1,0 +1,254 @@
+"""What is fitted to which rows and judged on which: from bundles and manifests to results."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csrtrain import bundle
+from csrtrain.data.manifest import Manifest, is_manifest, read_manifest
+from csrtrain.data.splits import Split, check_manifests_apart, check_rows, native_split, random_splits
+from csrtrain.evaluate import rated
+from csrtrain.evaluate.methods import Contender, Method, Reading, load, no_reference_methods
+from csrtrain.metrics.bootstrap import DRAWS
+
+PROTOCOLS = ("splits", "native", "whole", "cross")
+SPLITS = 10
+_FEWEST = 5
+
+
+def evaluate(
+    bundles: Sequence[str | Path],
+    manifests: Sequence[str],
+    protocol: str | None = None,
+    reading: Reading | None = None,
+    with_controls: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Judge bundles by people's ratings, beside controls; see docs/evaluation.md.
+
+    Args:
+        bundles: backbones, no-reference metrics, full-reference distances.
+        manifests: CSV files; several for the protocol cross.
+        protocol: one of `PROTOCOLS`; by default cross for several manifests; where a head has to be fitted the split
+            of the manifest, or random splits; else whole.
+        reading: how images are read.
+        with_controls: whether controls stand beside.
+        seed: of splits, folds, bootstrap samples and untrained backbones.
+
+    Returns:
+        Plain data: what `csrtrain evaluate` writes as results.json.
+
+    Raises:
+        ValueError: wrong use, wrong rows, or something shared between what is fitted to and what is judged on.
+    """
+    reading = reading or Reading()
+    contenders = load(bundles)
+    if not contenders or not manifests:
+        raise ValueError(f"Expected bundles and a manifest, got {len(contenders)} and {len(manifests)}. Name both.")
+    read = [_read(path) for path in manifests]
+    protocol = _protocol(protocol, contenders, read)
+    results: dict[str, Any] = {
+        "protocol": protocol,
+        "seed": seed,
+        "bootstrap_draws": DRAWS,
+        "versions": {**bundle.versions(), **_versions()},
+        "bundles": {one.name: _described(one) for one in contenders},
+        "manifests": [
+            {"file": os.path.basename(m.file), "digest": m.digest, "rows": len(m), "ratings": m.rating_name}
+            for m in read
+        ],
+        "notes": _notes(contenders, read, protocol),
+        "broken": [],
+        "evaluations": [],
+    }
+    seen = [_seen(contenders, one, reading, with_controls, seed, results["broken"]) for one in read]
+    if protocol == "cross":
+        results["evaluations"] = _cross(seen, read, reading, seed)
+    else:
+        (methods, judged, sound), (manifest,) = seen[0], read
+        splits = [_only(split, sound) for split in _splits(protocol, manifest, seed)]
+        found = rated.judge(methods, judged, splits, reading, seed, True)
+        results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
+    return results
+
+
+def _read(path: str) -> Manifest:
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "No such file", path)
+    if not is_manifest(path):
+        raise ValueError(f"Expected a manifest of rated images (.csv with mos or dmos), got {path}. Name another.")
+    manifest = read_manifest(path)
+    check_rows(manifest)
+    return manifest
+
+
+def _protocol(asked: str | None, contenders: Sequence[Contender], manifests: Sequence[Manifest]) -> str:
+    """The protocol that was asked for, or the one that these need."""
+    fits = [one.name for one in contenders if one.kind == "backbone"]
+    if asked is None:
+        if len(manifests) > 1:
+            return "cross"
+        return "whole" if not fits else "splits" if manifests[0].splits is None else "native"
+    if asked not in PROTOCOLS:
+        raise ValueError(f"Expected a protocol of {', '.join(PROTOCOLS)}, got {asked!r}. Name one.")
+    if (asked == "cross") != (len(manifests) > 1):
+        raise ValueError(
+            f"Expected several manifests for cross and one for others, got {len(manifests)} for {asked}. Correct it."
+        )
+    if asked == "whole" and fits:
+        raise ValueError(
+            f"Expected fitted metrics or distances for the protocol whole, got the backbone {fits[0]}, which needs "
+            "images to fit a head to. Use splits or native."
+        )
+    return asked
+
+
+def _splits(protocol: str, manifest: Manifest, seed: int) -> list[Split]:
+    if protocol == "splits":
+        return random_splits(manifest.groups, SPLITS, seed=seed)
+    if protocol == "native":
+        return [native_split(manifest)]
+    return [Split(np.empty(0, dtype=np.int64), np.arange(len(manifest)))]
+
+
+def _only(split: Split, sound: rated.Rows) -> Split:
+    """A split without the rows of broken images."""
+    return Split(split.train[np.isin(split.train, sound)], split.test[np.isin(split.test, sound)])
+
+
+def _seen(
+    contenders: Sequence[Contender],
+    manifest: Manifest,
+    reading: Reading,
+    with_controls: bool,
+    seed: int,
+    broken: list[dict[str, Any]],
+) -> tuple[list[Method], rated.Rated, rated.Rows]:
+    """What each method makes of the images of a manifest, and the rows that all can judge; others go to `broken`."""
+    judged = rated.rated_of(manifest)
+    methods = no_reference_methods(contenders, manifest.addresses, reading, with_controls, seed)
+    reasons: dict[int, str] = {}
+    for method in methods:
+        for row, reason in method.broken.items():
+            reasons.setdefault(row, reason)
+        for row in map(int, np.flatnonzero(~np.isfinite(method.values).all(1))):
+            reasons.setdefault(row, f"{manifest.addresses[row]}: {method.name} has no finite value for it")
+    for row, reason in sorted(reasons.items()):
+        broken.append({"manifest": os.path.basename(manifest.file), "line": manifest.lines[row], "reason": reason})
+    sound = np.array([row for row in range(len(manifest)) if row not in reasons], dtype=np.int64)
+    if len(sound) < _FEWEST:
+        first = next(iter(reasons.values()), "no more rows")
+        raise ValueError(
+            f"Expected at least {_FEWEST} images that can be read in {manifest.file}, got {len(sound)} ({first}). Mend "
+            "the files."
+        )
+    return methods, judged, sound
+
+
+def _cross(
+    seen: Sequence[tuple[list[Method], rated.Rated, rated.Rows]],
+    manifests: Sequence[Manifest],
+    reading: Reading,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Every manifest to fit to with every one to judge on; on the diagonal random splits of it."""
+    check_manifests_apart(manifests)
+    found = []
+    for a, source in enumerate(manifests):
+        for b, target in enumerate(manifests):
+            if a == b:
+                methods, judged, sound = seen[a]
+                splits = [_only(split, sound) for split in random_splits(source.groups, SPLITS, seed=seed)]
+            else:
+                methods, judged, splits = _joined(seen[a], seen[b])
+            cell = rated.judge(methods, judged, splits, reading, seed, False)
+            found.append({"train": os.path.basename(source.file), "test": os.path.basename(target.file), **cell})
+    return found
+
+
+def _joined(
+    source: tuple[list[Method], rated.Rated, rated.Rows], target: tuple[list[Method], rated.Rated, rated.Rows]
+) -> tuple[list[Method], rated.Rated, list[Split]]:
+    """The rows of two manifests one after the other; all of the first to fit to, all of the second to judge on."""
+    (methods, first, sound), (others, second, also) = source, target
+    count = len(first.quality)
+    both = []
+    for method, other in zip(methods, others, strict=True):
+        values = np.concatenate([method.values, other.values])
+        both.append(Method(method.name, method.kind, method.head, values, {}, method.respond, controls=method.controls))
+    nothing = np.full(count, np.nan)
+    joined = rated.Rated(
+        np.concatenate([first.quality, second.quality]),
+        None if second.deviation is None else np.concatenate([nothing, second.deviation]),
+        None if second.types is None else np.concatenate([np.full(count, ""), second.types]),
+        None if second.levels is None else np.concatenate([nothing, second.levels]),
+        np.concatenate([first.series, second.series + first.series.max() + 1]),
+        np.concatenate([first.groups, second.groups + first.groups.max() + 1]),
+        first.addresses + second.addresses,
+        None,
+    )
+    return both, joined, [Split(sound, also + count)]
+
+
+def _described(contender: Contender) -> dict[str, Any]:
+    header: Any = contender.module.header
+    return {
+        "file": os.path.basename(contender.file),
+        "kind": contender.kind,
+        "training": header.training if header else {},
+        "input": header.input if header else {},
+    }
+
+
+def _notes(contenders: Sequence[Contender], manifests: Sequence[Manifest], protocol: str) -> list[str]:
+    """What a reader has to know to judge the numbers.
+
+    Raises:
+        ValueError: a metric was fitted to rows that it would be judged on.
+    """
+    notes = []
+    for one in contenders:
+        if one.kind == "backbone":
+            notes.append(
+                f"{one.name}: a ridge head is fitted in every split to its frozen features. Whether its pretraining "
+                "saw the test images, without ratings, is not known."
+            )
+            continue
+        training = one.module.header.training if one.module.header else {}
+        digest = training.get("data", {}).get("digest") if isinstance(training.get("data"), dict) else None
+        for manifest in manifests:
+            if digest != manifest.digest:
+                continue
+            if protocol != "native":
+                raise ValueError(
+                    f"Expected ratings that {one.name} was not fitted to, got {manifest.file}, which it was fitted to "
+                    "(same digest). Use --protocol native with its column split, or other ratings."
+                )
+            notes.append(f"{one.name} was fitted to the rows of split train of this manifest.")
+        if digest not in [manifest.digest for manifest in manifests]:
+            notes.append(
+                f"{one.name} is judged as it is. It was fitted elsewhere; whether images of this manifest were among "
+                "those it was fitted to cannot be known."
+            )
+    if protocol == "whole" and any(one.kind == "no_reference" for one in contenders):
+        notes.append(
+            "Controls with a head are fitted to four fifths of these ratings and judged on the fifth, in turn: an "
+            "advantage that the metrics do not have."
+        )
+    return notes
+
+
+def _versions() -> dict[str, str]:
+    import scipy
+    import sklearn
+
+    return {
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
+    }

@@ -1,0 +1,486 @@
+"""How well methods agree with opinion scores: heads fitted in every split, and measures with intervals."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from csrtrain import controls
+from csrtrain.data.manifest import Manifest
+from csrtrain.data.splits import Split
+from csrtrain.evaluate.methods import Method, Reading, high_frequency_shares, read_pair
+from csrtrain.metrics import bootstrap
+from csrtrain.metrics.correlation import krcc, plcc, srcc
+from csrtrain.metrics.levels import in_order, level_pairs
+from csrtrain.metrics.logistic import Curve, fit_logistic
+from csrtrain.metrics.representation import group_folds
+from csrtrain.models import ridge
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Pair = Callable[[int], tuple[Array, Array]]
+
+MEASURES = ("srcc", "krcc", "plcc", "plcc_logistic", "rmse", "outlier_ratio")
+COMPARED = ("srcc", "krcc", "plcc_logistic")
+PARTS = (
+    "srcc",
+    "krcc",
+    "plcc_logistic",
+    "1 - outlier_ratio",
+    "worst_type_srcc",
+    "level_order",
+    "shift_tolerance",
+    "images_per_second",
+)
+"""What the aggregate is made of; higher is better."""
+_FOLDS = 5
+_SEARCHED = 1000  # rows on which the strength of the SVR is chosen
+_FEWEST = 5  # rows of a measure
+_TIMED = 32  # images of shift tolerance and speed
+
+
+class Rated(NamedTuple):
+    """Rated images, N of them, as they are judged.
+
+    quality: (N,) ratings, higher is better (dmos with its sign turned).
+    deviation: (N,) of each rating, or None.
+    types: (N,) type of distortion, "" for none, or None.
+    levels: (N,) level of distortion, NaN for none, or None.
+    series: (N,) number of reference and type.
+    groups: (N,).
+    addresses, references: (N,); references are None where there is no such column.
+    """
+
+    quality: Array
+    deviation: Array | None
+    types: NDArray[np.str_] | None
+    levels: Array | None
+    series: Rows
+    groups: Rows
+    addresses: list[str]
+    references: list[str] | None
+
+
+class Predicted(NamedTuple):
+    """What a method says in every split.
+
+    scores: per split (n,) of its test rows, higher is better.
+    curves: per split, from scores to quality.
+    alphas: of ridge, per split.
+    head: that of the first split: values (M,F) -> scores (M,).
+    """
+
+    scores: list[Array]
+    curves: list[Curve]
+    alphas: list[float]
+    head: Callable[[Array], Array]
+
+
+def rated_of(manifest: Manifest) -> Rated:
+    """The columns of a manifest that are judged by.
+
+    Raises:
+        ValueError: a level or a deviation is no number; the message names the lines.
+    """
+    columns = manifest.columns
+    types = np.array(columns["type"]) if "type" in columns else None
+    names = columns.get("reference") or [str(group) for group in manifest.groups]
+    keys = [f"{name}\0{kind}" for name, kind in zip(names, columns.get("type", [""] * len(manifest)), strict=True)]
+    deviation = _numbers(manifest, "std", lambda value: value >= 0, "at least 0")
+    if deviation is not None and np.isnan(deviation).any():
+        raise ValueError(f"Expected std for every row of {manifest.file}, got none in some. Fill in, or leave it out.")
+    return Rated(
+        manifest.ratings if manifest.higher_is_better else -manifest.ratings,
+        deviation,
+        types,
+        _numbers(manifest, "level", math.isfinite, "finite"),
+        np.unique(keys, return_inverse=True)[1].astype(np.int64),
+        manifest.groups,
+        manifest.addresses,
+        manifest.references,
+    )
+
+
+def _numbers(manifest: Manifest, name: str, is_sound: Callable[[float], bool], wanted: str) -> Array | None:
+    """(N,) of a column, NaN where it is empty; None without the column."""
+    if name not in manifest.columns:
+        return None
+    found, wrong = np.full(len(manifest), np.nan), []
+    for row, text in enumerate(manifest.columns[name]):
+        try:
+            found[row] = float(text) if text else np.nan
+            if text and not is_sound(found[row]):
+                raise ValueError
+        except ValueError:
+            wrong.append(f"line {manifest.lines[row]}: {name} is {text!r}")
+    if wrong:
+        raise ValueError(f"Expected numbers, {wanted}, in {manifest.file}, got {'; '.join(wrong[:5])}. Correct them.")
+    return found
+
+
+def fit_head(method: Method, rows: Rows, rated: Rated, seed: int) -> tuple[Callable[[Array], Array], float]:
+    """What makes scores of values, fitted to rows, and alpha; strengths are chosen by folds of groups inside them.
+
+    Raises:
+        ValueError: there are fewer than two groups, or all ratings are alike.
+    """
+    if method.head == "none":
+        return lambda values: values[:, 0], math.nan
+    values, quality, groups = method.values[rows].astype(np.float64), rated.quality[rows], rated.groups[rows]
+    count = len(np.unique(groups))
+    if count < 2 or np.ptp(quality) == 0:
+        raise ValueError(
+            f"Expected different ratings of at least 2 groups to fit a head to, got {count} groups and {len(rows)} "
+            "rows. Rate more images."
+        )
+    folds = min(_FOLDS, count)
+    if method.head == "svr":
+        low, span = quality.min(), np.ptp(quality)
+        predict = controls.fit_svr(values, (quality - low) / span, groups, folds, _SEARCHED)
+        return lambda x: np.asarray(predict(x) * span + low), math.nan
+    fitted = ridge.fit(values, quality, group_folds(groups, folds, seed))
+    best = fitted.best(quality)
+    weights, bias = fitted.weights[best], fitted.biases[best]
+    return lambda x: np.asarray(x @ weights + bias), float(fitted.alphas[best])
+
+
+def predict(method: Method, rated: Rated, splits: Sequence[Split], seed: int) -> Predicted:
+    """Scores of the test rows of every split, and the curves to their ratings.
+
+    Where a split has nothing to fit to (`whole`), the head of a control is fitted to the other four fifths of the test
+    rows, by group; the mean rating of those is taken off, so that it does not count which fifth a row is in.
+    """
+    scores, alphas, heads = [], [], []
+    for split in splits:
+        if method.head == "none" or len(split.train):
+            head, alpha = fit_head(method, split.train, rated, seed)
+            scores.append(head(method.values[split.test].astype(np.float64)))
+            alphas.append(alpha)
+        else:
+            groups = rated.groups[split.test]
+            folds = group_folds(groups, min(_FOLDS, len(np.unique(groups))), seed)
+            found = np.empty(len(split.test))
+            for fold in np.unique(folds):
+                rows = split.test[folds != fold]
+                head, alpha = fit_head(method, rows, rated, seed)
+                found[folds == fold] = (
+                    head(method.values[split.test[folds == fold]].astype(np.float64)) - rated.quality[rows].mean()
+                )
+                alphas.append(alpha)
+            scores.append(found)
+        heads.append(head)
+    curves = [fit_logistic(s, rated.quality[split.test]) for s, split in zip(scores, splits, strict=True)]
+    return Predicted(scores, curves, [alpha for alpha in alphas if math.isfinite(alpha)], heads[0])
+
+
+class Measured(NamedTuple):
+    """A measure: per split, and (draws,) medians over the splits in bootstrap samples."""
+
+    per_split: list[float]
+    draws: Array
+
+    def described(self, groups: Rows) -> dict[str, Any]:
+        """Median over splits, its interval, and every split."""
+        low, high = bootstrap.interval(self.draws, groups)
+        return {"value": _median(self.per_split), "low": low, "high": high, "per_split": self.per_split}
+
+
+def measured(
+    per_split: Callable[[int], float], drawn: Callable[[int, Array], Array], splits: Sequence[Split], weights: Array
+) -> Measured:
+    """A measure in every split, and in bootstrap samples of all groups, restricted to each split's test rows.
+
+    So one image that is tested in several splits is drawn, or not, in all of them at once, and counts once.
+    """
+    points = [per_split(k) for k in range(len(splits))]
+    draws = np.stack([drawn(k, weights[:, split.test]) for k, split in enumerate(splits)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # draws without a value
+        return Measured(points, np.nanmedian(draws, axis=0))
+
+
+def agreement(predicted: Predicted, rated: Rated, splits: Sequence[Split], weights: Array) -> dict[str, Measured]:
+    """`MEASURES` of a method; curves are those fitted to all test rows of a split, also in bootstrap samples."""
+    quality = [rated.quality[split.test] for split in splits]
+    scores = predicted.scores
+    mapped = [curve(s) for curve, s in zip(predicted.curves, scores, strict=True)]
+    square = [(m - q) ** 2 for m, q in zip(mapped, quality, strict=True)]
+    found = {
+        "srcc": measured(
+            lambda k: srcc(scores[k], quality[k]),
+            lambda k, w: bootstrap.weighted_srcc(scores[k], quality[k], w),
+            splits,
+            weights,
+        ),
+        "krcc": measured(
+            lambda k: krcc(scores[k], quality[k]),
+            lambda k, w: bootstrap.weighted_krcc(scores[k], quality[k], w),
+            splits,
+            weights,
+        ),
+        "plcc": measured(
+            lambda k: plcc(scores[k], quality[k]),
+            lambda k, w: bootstrap.weighted_plcc(scores[k], quality[k], w),
+            splits,
+            weights,
+        ),
+        "plcc_logistic": measured(
+            lambda k: plcc(mapped[k], quality[k]),
+            lambda k, w: bootstrap.weighted_plcc(mapped[k], quality[k], w),
+            splits,
+            weights,
+        ),
+        "rmse": measured(
+            lambda k: math.sqrt(square[k].mean()),
+            lambda k, w: np.sqrt(bootstrap.weighted_mean(square[k], w)),
+            splits,
+            weights,
+        ),
+    }
+    if rated.deviation is not None:
+        deviation = rated.deviation
+        outside = [
+            np.float64(1) * (s > (2 * deviation[split.test]) ** 2) for s, split in zip(square, splits, strict=True)
+        ]
+        found["outlier_ratio"] = measured(
+            lambda k: float(outside[k].mean()),
+            lambda k, w: bootstrap.weighted_mean(outside[k], w),
+            splits,
+            weights,
+        )
+    return found
+
+
+def by_type(predicted: Predicted, rated: Rated, splits: Sequence[Split], weights: Array) -> dict[str, Measured]:
+    """SRCC per type of distortion, within each split's test rows of that type; NaN for fewer than five of them."""
+    if rated.types is None:
+        return {}
+    found = {}
+    for kind in sorted(set(rated.types) - {""}):
+        rows = [np.flatnonzero(rated.types[split.test] == kind) for split in splits]
+        if max(map(len, rows)) < _FEWEST:
+            continue
+
+        def pair(k: int, rows: list[Rows] = rows) -> tuple[Array, Array]:
+            return predicted.scores[k][rows[k]], rated.quality[splits[k].test[rows[k]]]
+
+        def point(k: int, rows: list[Rows] = rows, pair: Pair = pair) -> float:
+            return srcc(*pair(k)) if len(rows[k]) >= _FEWEST else math.nan
+
+        def drawn(k: int, w: Array, rows: list[Rows] = rows, pair: Pair = pair) -> Array:
+            if len(rows[k]) < _FEWEST:
+                return np.full(len(w), np.nan)
+            return bootstrap.weighted_srcc(*pair(k), weights=w[:, rows[k]])
+
+        found[str(kind)] = measured(point, drawn, splits, weights)
+    return found
+
+
+def level_order(
+    predicted: Predicted, rated: Rated, splits: Sequence[Split], weights: Array, kind: str | None = None
+) -> Measured | None:
+    """Share of pairs of levels of one reference and type in the right order, ties count half; None without pairs.
+
+    Args:
+        kind: only of this type of distortion.
+    """
+    if rated.levels is None:
+        return None
+    pairs = []
+    for split in splits:
+        known = np.isfinite(rated.levels[split.test])
+        if kind is not None and rated.types is not None:
+            known &= rated.types[split.test] == kind
+        rows = np.flatnonzero(known)
+        mild, strong = level_pairs(rated.series[split.test[rows]], rated.levels[split.test[rows]])
+        pairs.append((rows[mild], rows[strong]))
+    if not any(len(mild) for mild, _ in pairs):
+        return None
+    right = [in_order(s, *pair) for s, pair in zip(predicted.scores, pairs, strict=True)]
+    return measured(
+        lambda k: float(right[k].mean()) if len(right[k]) else math.nan,
+        lambda k, w: bootstrap.weighted_mean(right[k], w[:, pairs[k][0]]),
+        splits,
+        weights,
+    )
+
+
+def shift_and_speed(
+    method: Method, predicted: Predicted, rated: Rated, rows: Rows, reading: Reading
+) -> tuple[float, float]:
+    """Tolerance to a shift by one pixel, and images (pairs) per second; ours, both on at most 32 images.
+
+    Tolerance: 1 - (mean change of the score when the image is shifted by one pixel down and right, its reference stays
+    where it is) / (deviation of the scores over images): 1 is unmoved, 0 or less moves as far as images differ.
+    Speed: decoded images, one at a time, with what moves them to the device and back.
+    """
+    chosen = rows[np.random.default_rng(0).permutation(len(rows))[:_TIMED]]
+    still, moved, elapsed = [], [], 0.0
+    for number, row in enumerate(chosen):
+        name = rated.references[row] if method.pairs and rated.references is not None else ""
+        image, reference = read_pair(rated.addresses[row], name, method.channels, method.window, reading.slice_axis)
+        if reference is not None:
+            reference = reference[..., :-1, :-1].contiguous()
+        here, there = image[..., :-1, :-1].contiguous(), image[..., 1:, 1:].contiguous()
+        if number == 0:
+            method.respond(here, reference)  # the first call also chooses kernels
+        start = time.perf_counter()
+        values = method.respond(here, reference)
+        score = predicted.head(values[None])
+        elapsed += time.perf_counter() - start
+        still.append(float(score[0]))
+        moved.append(float(predicted.head(method.respond(there, reference)[None])[0]))
+    spread = float(np.std(still))
+    change = float(np.mean(np.abs(np.array(moved) - np.array(still))))
+    return (1 - change / spread if spread > 0 else math.nan), len(chosen) / elapsed
+
+
+def aggregate(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Our aggregate by definition: the mean, over the parts that all methods have, of the rank among the methods.
+
+    Args:
+        parts: of each method `PARTS`, higher is better, NaN where there is none.
+
+    Returns:
+        parts that count, parts that are left out, and per method rank mean (1 is best in everything) and ranks; equal
+        values share their mean rank.
+    """
+    names = list(parts)
+    counted = [part for part in PARTS if all(math.isfinite(parts[name][part]) for name in names)]
+    ranks = {part: rankdata([-parts[name][part] for name in names]) for part in counted}
+    return {
+        "definition": "ours: mean of the ranks among the methods, 1 is best, of each part with the same weight",
+        "counted": counted,
+        "left_out": [part for part in PARTS if part not in counted],
+        "methods": {
+            name: {
+                "rank_mean": float(np.mean([ranks[part][k] for part in counted])) if counted else math.nan,
+                "ranks": {part: float(ranks[part][k]) for part in counted},
+                "parts": parts[name],
+            }
+            for k, name in enumerate(names)
+        },
+    }
+
+
+def residuals(predicted: Predicted, rated: Rated, splits: Sequence[Split]) -> Array:
+    """(N,) mean over the splits that test a row of |curve(score) - rating|; NaN where none does."""
+    total, count = np.zeros(len(rated.quality)), np.zeros(len(rated.quality))
+    for score, curve, split in zip(predicted.scores, predicted.curves, splits, strict=True):
+        total[split.test] += np.abs(curve(score) - rated.quality[split.test])
+        count[split.test] += 1
+    return np.asarray(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
+
+
+def outliers(
+    predictions: dict[str, Predicted],
+    methods: Sequence[Method],
+    rated: Rated,
+    splits: Sequence[Split],
+    reading: Reading,
+) -> dict[str, Any]:
+    """Do the errors grow with the high frequencies of the reference (of the image, where there is none)?"""
+    of_reference = rated.references is not None and all(rated.references)
+    addresses = rated.references if of_reference and rated.references is not None else rated.addresses
+    shares = high_frequency_shares(addresses, methods[0].window, reading)
+    found: dict[str, Any] = {"of": "reference" if of_reference else "image", "high_frequency": shares.tolist()}
+    for name, predicted in predictions.items():
+        errors = residuals(predicted, rated, splits)
+        rows = np.flatnonzero(np.isfinite(errors) & np.isfinite(shares))
+        groups = rated.groups[rows]
+        draws = bootstrap.weighted_srcc(errors[rows], shares[rows], bootstrap.group_weights(groups))
+        low, high = bootstrap.interval(draws, groups)
+        found.setdefault("methods", {})[name] = {
+            "srcc": srcc(errors[rows], shares[rows]),
+            "low": low,
+            "high": high,
+            "errors": errors.tolist(),
+        }
+    return found
+
+
+def judge(
+    methods: Sequence[Method],
+    rated: Rated,
+    splits: Sequence[Split],
+    reading: Reading,
+    seed: int,
+    with_aggregate: bool,
+) -> dict[str, Any]:
+    """Everything about one manifest (or pair of manifests): see docs/evaluation.md.
+
+    Args:
+        with_aggregate: also what needs the images again: shift tolerance, speed, high frequencies.
+    """
+    tested = np.unique(np.concatenate([split.test for split in splits]))
+    groups = rated.groups[tested]
+    weights = np.zeros((bootstrap.DRAWS, len(rated.quality)))
+    weights[:, tested] = bootstrap.group_weights(groups, seed=seed)
+    predictions = {method.name: predict(method, rated, splits, seed) for method in methods}
+    found = {name: agreement(p, rated, splits, weights) for name, p in predictions.items()}
+    results: dict[str, Any] = {"methods": {}}
+    parts: dict[str, dict[str, float]] = {}
+    for method in methods:
+        predicted, measures = predictions[method.name], found[method.name]
+        types = by_type(predicted, rated, splits, weights)
+        levels = level_order(predicted, rated, splits, weights)
+        row: dict[str, Any] = {
+            "kind": method.kind,
+            "head": method.head,
+            "measures": {name: measure.described(groups) for name, measure in measures.items()},
+            "types": {name: measure.described(groups) for name, measure in types.items()},
+            "alphas": predicted.alphas,
+            "curves": [curve._asdict() for curve in predicted.curves],
+            "versus": {name: compared(measures, found[name], groups) for name in method.controls},
+        }
+        if levels is not None:
+            row["level_order"] = levels.described(groups)
+            row["level_order_of_types"] = {
+                name: one.described(groups)
+                for name in types
+                if (one := level_order(predicted, rated, splits, weights, name)) is not None
+            }
+        if with_aggregate:
+            tolerance, speed = shift_and_speed(method, predicted, rated, splits[0].test, reading)
+            values = {name: row["measures"][name]["value"] for name in measures}
+            parts[method.name] = {
+                **{name: values[name] for name in ("srcc", "krcc", "plcc_logistic")},
+                "1 - outlier_ratio": 1 - values.get("outlier_ratio", math.nan),
+                "worst_type_srcc": min((t["value"] for t in row["types"].values()), default=math.nan),
+                "level_order": row["level_order"]["value"] if "level_order" in row else math.nan,
+                "shift_tolerance": tolerance,
+                "images_per_second": speed,
+            }
+        results["methods"][method.name] = row
+    if with_aggregate:
+        results["aggregate"] = aggregate(parts)
+        results["outliers"] = outliers(predictions, methods, rated, splits, reading)
+    first = splits[0].test
+    results["scatter"] = {
+        "rows": first.tolist(),
+        "quality": rated.quality[first].tolist(),
+        "scores": {name: p.scores[0].tolist() for name, p in predictions.items()},
+    }
+    results["splits"] = [{"train": len(split.train), "test": len(split.test)} for split in splits]
+    results["test_images"], results["test_groups"] = len(tested), len(np.unique(groups))
+    return results
+
+
+def compared(measures: dict[str, Measured], control: dict[str, Measured], groups: Rows) -> dict[str, Any]:
+    """Differences to a control on the same bootstrap samples; it is beaten when the interval lies above 0."""
+    found = {}
+    for name in COMPARED:
+        low, high = bootstrap.interval(measures[name].draws - control[name].draws, groups)
+        difference = _median(measures[name].per_split) - _median(control[name].per_split)
+        found[name] = {"difference": difference, "low": low, "high": high, "beats": low > 0}
+    return found
+
+
+def _median(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else math.nan
