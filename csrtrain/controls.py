@@ -7,11 +7,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 Array = NDArray[np.float64]
 
@@ -83,6 +85,42 @@ def high_frequency_share(image: Tensor) -> float:
     high = torch.hypot(rows[:, None], columns) > 0.25
     total = float(power.sum())
     return float(power[high].sum()) / total if total > 1e-12 * grey.numel() else 0.0
+
+
+def pixel_l2(x: Tensor, y: Tensor) -> float:
+    """Root of the mean squared difference of images (C,H,W) float in [0,1]: 0 for identical ones, at most 1."""
+    return float((x.double() - y.double()).square().mean().sqrt())
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Peak signal-to-noise ratio of images (C,H,W) float in [0,1], dB; at most 100 (ours: infinite when identical)."""
+    return min(100.0, -20 * math.log10(max(pixel_l2(x, y), 1e-12)))
+
+
+def ssim(x: Tensor, y: Tensor) -> float:
+    """SSIM (Wang et al., IEEE TIP 2004) of the luma of images (C,H,W) float in [0,1], by scikit-image, as in the paper:
+    Gaussian window of deviation 1.5. At most 1; ValueError for a side below 11 pixels."""
+    if min(x.shape[1:]) < 11:
+        raise ValueError(f"Expected images of at least 11 px, got {tuple(x.shape)}. Leave them out.")
+    return float(
+        structural_similarity(  # type: ignore[no-untyped-call]
+            _luma(x).numpy(),
+            _luma(y).numpy(),
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def ms_ssim(x: Tensor, y: Tensor) -> float:
+    """MS-SSIM (Wang, Simoncelli & Bovik, Asilomar 2003) of the luma of images (C,H,W) float in [0,1], by torchmetrics;
+    at most 1. NaN for a side below 176 pixels, which has no fifth scale."""
+    if min(x.shape[1:]) < 176:
+        return math.nan
+    planes = [_luma(image).float()[None, None] for image in (x, y)]
+    return float(multiscale_structural_similarity_index_measure(planes[0], planes[1], data_range=1.0))
 
 
 def _luma(image: Tensor) -> Tensor:

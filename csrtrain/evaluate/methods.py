@@ -1,5 +1,6 @@
 """What is compared: bundles and controls, and what each makes of the images of a manifest."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,106 @@ def no_reference_methods(
     values, broken = _classical("BRISQUE", _brisque, 36, addresses, None, contenders[0].window, reading)
     window = contenders[0].window
     return [*methods, *untrained.values(), Method(BRISQUE, "control", "svr", values, broken, _brisque, 0, window)]
+
+
+def distance_methods(
+    contenders: Sequence[Contender],
+    pairs: Sequence[tuple[str, str]],
+    reading: Reading,
+    with_controls: bool,
+    seed: int,
+) -> list[Method]:
+    """Distances, minus which is the score, then their controls: pixels, SSIM, MS-SSIM, untrained backbones.
+
+    Args:
+        contenders: distances, and backbones, see `distance_of`.
+        pairs: addresses of images and of their references.
+    """
+    methods = []
+    for one in contenders:
+        assert not isinstance(one.module, NoReferenceMetric)
+        methods.append(_compared(one.name, "distance", distance_of(one.module), one.window, pairs, reading))
+    if not with_controls or not contenders:
+        return methods
+    window = contenders[0].window
+    pixels = _Similarities(tuple(_SIMILARITIES))
+    addresses, references = [image for image, _ in pairs], [reference for _, reference in pairs]
+    values, broken = _classical("Pixels", pixels, len(_SIMILARITIES), addresses, references, window, reading)
+    sound = np.array([row not in broken for row in range(len(pairs))])
+    beside = [
+        Method(name, "control", "none", values[:, k, None], broken, _Similarities((name,)), 0, window, pairs=True)
+        for k, name in enumerate(_SIMILARITIES)
+        if np.isfinite(values[sound, k]).all()
+    ]
+    untrained: dict[str, Method] = {}
+    for contender, method in zip(contenders, methods, strict=True):
+        assert not isinstance(contender.module, NoReferenceMetric)
+        name, metric = _untrained_distance(distance_of(contender.module), seed)
+        if name not in untrained:
+            untrained[name] = _compared(name, "control", metric, contender.window, pairs, reading)
+        method.controls = [name, *(control.name for control in beside)]
+    return [*methods, *untrained.values(), *beside]
+
+
+def _compared(
+    name: str,
+    kind: Literal["distance", "control"],
+    metric: bundle.Distance,
+    window: Window,
+    pairs: Sequence[tuple[str, str]],
+    reading: Reading,
+) -> Method:
+    """A distance as it is."""
+    table = score.score_pairs(metric, pairs, **reading._asdict())
+    broken = {row: reason for row, reason in enumerate(table["error"]) if reason}
+    device = _place(reading)
+    own = copy.deepcopy(metric).to(device).eval()
+
+    @torch.inference_mode()
+    def respond(image: Tensor, reference: Tensor | None) -> Values:
+        assert reference is not None
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=reading.bf16):
+            return np.asarray(-own.distance(image.to(device), reference.to(device)).double().cpu().numpy())
+
+    values = -table["distance"].to_numpy(dtype=np.float64)[:, None]
+    return Method(name, kind, "none", values, broken, respond, metric.channels, window, pairs=True)
+
+
+def _untrained_distance(metric: bundle.Distance, seed: int) -> tuple[str, bundle.Distance]:
+    """The same backbone untrained, in the same stages of its feature maps (all, where representations are compared)."""
+    if isinstance(metric, FullReferenceMetric):
+        backbone, stages = metric.backbone, metric.stages
+    else:
+        first = metric.features.backbones[0]
+        assert isinstance(first, Backbone)
+        backbone, stages = first, tuple(range(len(first.stage_channels)))
+    control = FullReferenceMetric(_untrained(backbone, seed), stages).eval()
+    control.header = metric.header
+    every = stages == tuple(range(len(backbone.stage_channels)))
+    return f"untrained {backbone.name} ({'all stages' if every else f'stages {list(stages)}'})", control
+
+
+class _Similarities:
+    """Closeness of an image and its reference, higher is closer, a value per name."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __call__(self, image: Tensor, reference: Tensor | None) -> Values:
+        if reference is None or image.shape != reference.shape:
+            raise ValueError(
+                f"Expected a reference of the image's shape {tuple(image.shape)}, got "
+                f"{None if reference is None else tuple(reference.shape)}. Give pairs."
+            )
+        return np.array([_SIMILARITIES[name](image[0], reference[0]) for name in self.names])
+
+
+_SIMILARITIES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "pixel L2": lambda x, y: -controls.pixel_l2(x, y),
+    "PSNR": controls.psnr,
+    "SSIM": controls.ssim,
+    "MS-SSIM": controls.ms_ssim,
+}
 
 
 def _featured(

@@ -12,7 +12,9 @@ from csrtrain import bundle
 from csrtrain.data.manifest import Manifest, is_manifest, read_manifest
 from csrtrain.data.splits import Split, check_manifests_apart, check_rows, native_split, random_splits
 from csrtrain.evaluate import rated
-from csrtrain.evaluate.methods import Contender, Method, Reading, load, no_reference_methods
+from csrtrain.evaluate.methods import Contender, Method, Reading, distance_methods, load, no_reference_methods
+from csrtrain.evaluate.preferences import is_preferences, read_preferences, tested_rows
+from csrtrain.evaluate.preferences import judge as judge_preferences
 from csrtrain.metrics.bootstrap import DRAWS
 
 PROTOCOLS = ("splits", "native", "whole", "cross")
@@ -49,38 +51,107 @@ def evaluate(
     contenders = load(bundles)
     if not contenders or not manifests:
         raise ValueError(f"Expected bundles and a manifest, got {len(contenders)} and {len(manifests)}. Name both.")
+    if any(is_preferences(path) for path in manifests):
+        return _evaluate_preferences(contenders, manifests, protocol, reading, with_controls, seed)
     read = [_read(path) for path in manifests]
     protocol = _protocol(protocol, contenders, read)
-    results: dict[str, Any] = {
+    results = _frame(protocol, seed, contenders, [(m.file, m.digest, len(m), m.rating_name) for m in read])
+    results["notes"] = _notes(contenders, [(m.file, m.digest) for m in read], protocol)
+    if protocol == "cross":
+        check_manifests_apart(read)
+        rows: dict[str, list[Split]] = {}
+    else:
+        rows = {read[0].file: _splits(protocol, read[0], seed)}
+    seen = [_seen(contenders, one, reading, with_controls, seed, results["broken"]) for one in read]
+    if protocol == "cross":
+        results["evaluations"] = _cross(seen, read, reading, seed)
+    else:
+        (methods, judged, sound), (manifest,) = seen[0], read
+        splits = [_only(split, sound) for split in rows[manifest.file]]
+        found = rated.judge(methods, judged, splits, reading, seed, True)
+        results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
+    return results
+
+
+def _frame(
+    protocol: str, seed: int, contenders: Sequence[Contender], manifests: Sequence[tuple[str, str, int, str]]
+) -> dict[str, Any]:
+    """What results say before there are any."""
+    return {
         "protocol": protocol,
         "seed": seed,
         "bootstrap_draws": DRAWS,
         "versions": {**bundle.versions(), **_versions()},
         "bundles": {one.name: _described(one) for one in contenders},
         "manifests": [
-            {"file": os.path.basename(m.file), "digest": m.digest, "rows": len(m), "ratings": m.rating_name}
-            for m in read
+            {"file": os.path.basename(file), "digest": digest, "rows": rows, "ratings": ratings}
+            for file, digest, rows, ratings in manifests
         ],
-        "notes": _notes(contenders, read, protocol),
+        "notes": [],
         "broken": [],
         "evaluations": [],
     }
-    seen = [_seen(contenders, one, reading, with_controls, seed, results["broken"]) for one in read]
-    if protocol == "cross":
-        results["evaluations"] = _cross(seen, read, reading, seed)
-    else:
-        (methods, judged, sound), (manifest,) = seen[0], read
-        splits = [_only(split, sound) for split in _splits(protocol, manifest, seed)]
-        found = rated.judge(methods, judged, splits, reading, seed, True)
-        results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
+
+
+def _evaluate_preferences(
+    contenders: Sequence[Contender],
+    manifests: Sequence[str],
+    protocol: str | None,
+    reading: Reading,
+    with_controls: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """2AFC triplets or JND pairs; backbones are distances with all weights 1."""
+    if len(manifests) > 1:
+        raise ValueError(f"Expected one manifest of choices, got {len(manifests)}. Evaluate them one by one.")
+    if wrong := [one.name for one in contenders if one.kind == "no_reference"]:
+        raise ValueError(f"Expected distances or backbones for choices, got the no-reference metric {wrong[0]}.")
+    read, protocol = read_preferences(manifests[0]), protocol or "whole"
+    rows = tested_rows(read, protocol)
+    file, ratings = os.path.basename(read.file), "choices (2AFC)" if read.kind == "2afc" else "seen differences (JND)"
+    results = _frame(protocol, seed, contenders, [(read.file, read.digest, len(read.share), ratings)])
+    results["notes"] = _notes(contenders, [(read.file, read.digest)], protocol, True)
+    pairs, first, second = read.pairs()
+    methods = distance_methods(contenders, pairs, reading, with_controls, seed)
+    reasons = _reasons(methods, [f"{image} against {reference}" for image, reference in pairs])
+    sound = []
+    for row in rows:
+        reason = reasons.get(int(first[row])) or reasons.get(int(second[row]))
+        if reason:
+            results["broken"].append({"manifest": file, "line": read.lines[row], "reason": reason})
+        else:
+            sound.append(row)
+    _check_enough(sound, read.file, reasons)
+    found = judge_preferences(methods, read, first, second, np.array(sound), seed)
+    results["evaluations"] = [{"train": None, "test": file, **found}]
     return results
+
+
+def _reasons(methods: Sequence[Method], names: Sequence[str]) -> dict[int, str]:
+    """Rows that some method has no values for, and why."""
+    reasons: dict[int, str] = {}
+    for method in methods:
+        for row, reason in method.broken.items():
+            reasons.setdefault(row, reason)
+        for row in map(int, np.flatnonzero(~np.isfinite(method.values).all(1))):
+            reasons.setdefault(row, f"{names[row]}: {method.name} has no finite value for it")
+    return dict(sorted(reasons.items()))
+
+
+def _check_enough(sound: Sequence[Any] | rated.Rows, file: str, reasons: dict[int, str]) -> None:
+    if len(sound) < _FEWEST:
+        first = next(iter(reasons.values()), "there are no more")
+        raise ValueError(
+            f"Expected at least {_FEWEST} rows whose images can be read in {file}, got {len(sound)} ({first}). Mend the "
+            "files."
+        )
 
 
 def _read(path: str) -> Manifest:
     if not Path(path).is_file():
         raise FileNotFoundError(2, "No such file", path)
     if not is_manifest(path):
-        raise ValueError(f"Expected a manifest of rated images (.csv with mos or dmos), got {path}. Name another.")
+        raise ValueError(f"Expected a manifest (.csv with mos or dmos, or judge, or same), got {path}. Name another.")
     manifest = read_manifest(path)
     check_rows(manifest)
     return manifest
@@ -130,22 +201,25 @@ def _seen(
 ) -> tuple[list[Method], rated.Rated, rated.Rows]:
     """What each method makes of the images of a manifest, and the rows that all can judge; others go to `broken`."""
     judged = rated.rated_of(manifest)
-    methods = no_reference_methods(contenders, manifest.addresses, reading, with_controls, seed)
-    reasons: dict[int, str] = {}
-    for method in methods:
-        for row, reason in method.broken.items():
-            reasons.setdefault(row, reason)
-        for row in map(int, np.flatnonzero(~np.isfinite(method.values).all(1))):
-            reasons.setdefault(row, f"{manifest.addresses[row]}: {method.name} has no finite value for it")
-    for row, reason in sorted(reasons.items()):
+    distances = [one for one in contenders if one.kind == "distance"]
+    others = [one for one in contenders if one.kind != "distance"]
+    if distances:
+        missing = [n for n, r in zip(manifest.lines, manifest.references or [""] * len(manifest), strict=True) if not r]
+        if missing:
+            listed = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"Expected a reference for every image of {manifest.file} to compare it with, got none in lines "
+                f"{listed}. Add them, or leave {distances[0].name} out."
+            )
+    pairs = list(zip(manifest.addresses, manifest.references or [], strict=True)) if distances else []
+    methods = no_reference_methods(others, manifest.addresses, reading, with_controls, seed)
+    methods += distance_methods(distances, pairs, reading, with_controls, seed)
+    methods.sort(key=lambda method: method.kind == "control")
+    reasons = _reasons(methods, manifest.addresses)
+    for row, reason in reasons.items():
         broken.append({"manifest": os.path.basename(manifest.file), "line": manifest.lines[row], "reason": reason})
     sound = np.array([row for row in range(len(manifest)) if row not in reasons], dtype=np.int64)
-    if len(sound) < _FEWEST:
-        first = next(iter(reasons.values()), "no more rows")
-        raise ValueError(
-            f"Expected at least {_FEWEST} images that can be read in {manifest.file}, got {len(sound)} ({first}). Mend "
-            "the files."
-        )
+    _check_enough(sound, manifest.file, reasons)
     return methods, judged, sound
 
 
@@ -156,7 +230,6 @@ def _cross(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Every manifest to fit to with every one to judge on; on the diagonal random splits of it."""
-    check_manifests_apart(manifests)
     found = []
     for a, source in enumerate(manifests):
         for b, target in enumerate(manifests):
@@ -204,14 +277,26 @@ def _described(contender: Contender) -> dict[str, Any]:
     }
 
 
-def _notes(contenders: Sequence[Contender], manifests: Sequence[Manifest], protocol: str) -> list[str]:
+def _notes(
+    contenders: Sequence[Contender], manifests: Sequence[tuple[str, str]], protocol: str, choices: bool = False
+) -> list[str]:
     """What a reader has to know to judge the numbers.
+
+    Args:
+        manifests: their files and digests.
+        choices: whether backbones are distances.
 
     Raises:
         ValueError: a metric was fitted to rows that it would be judged on.
     """
     notes = []
     for one in contenders:
+        if one.kind == "backbone" and choices:
+            notes.append(
+                f"{one.name}: the distance of all its feature maps with weights 1, which no rating was used for. "
+                "Whether its pretraining saw these images is not known."
+            )
+            continue
         if one.kind == "backbone":
             notes.append(
                 f"{one.name}: a ridge head is fitted in every split to its frozen features. Whether its pretraining "
@@ -220,16 +305,16 @@ def _notes(contenders: Sequence[Contender], manifests: Sequence[Manifest], proto
             continue
         training = one.module.header.training if one.module.header else {}
         digest = training.get("data", {}).get("digest") if isinstance(training.get("data"), dict) else None
-        for manifest in manifests:
-            if digest != manifest.digest:
+        for file, its_digest in manifests:
+            if digest != its_digest:
                 continue
             if protocol != "native":
                 raise ValueError(
-                    f"Expected ratings that {one.name} was not fitted to, got {manifest.file}, which it was fitted to "
+                    f"Expected ratings that {one.name} was not fitted to, got {file}, which it was fitted to "
                     "(same digest). Use --protocol native with its column split, or other ratings."
                 )
             notes.append(f"{one.name} was fitted to the rows of split train of this manifest.")
-        if digest not in [manifest.digest for manifest in manifests]:
+        if digest not in [its_digest for _, its_digest in manifests]:
             notes.append(
                 f"{one.name} is judged as it is. It was fitted elsewhere; whether images of this manifest were among "
                 "those it was fitted to cannot be known."

@@ -48,7 +48,7 @@ class Rated(NamedTuple):
     """Rated images, N of them, as they are judged.
 
     quality: (N,) ratings, higher is better (dmos with its sign turned).
-    deviation: (N,) of each rating, or None.
+    deviation: (N,) of each rating, NaN where it is not known, or None.
     types: (N,) type of distortion, "" for none, or None.
     levels: (N,) level of distortion, NaN for none, or None.
     series: (N,) number of reference and type.
@@ -91,12 +91,9 @@ def rated_of(manifest: Manifest) -> Rated:
     types = np.array(columns["type"]) if "type" in columns else None
     names = columns.get("reference") or [str(group) for group in manifest.groups]
     keys = [f"{name}\0{kind}" for name, kind in zip(names, columns.get("type", [""] * len(manifest)), strict=True)]
-    deviation = _numbers(manifest, "std", lambda value: value >= 0, "at least 0")
-    if deviation is not None and np.isnan(deviation).any():
-        raise ValueError(f"Expected std for every row of {manifest.file}, got none in some. Fill in, or leave it out.")
     return Rated(
         manifest.ratings if manifest.higher_is_better else -manifest.ratings,
-        deviation,
+        _numbers(manifest, "std", lambda value: value >= 0, "at least 0"),
         types,
         _numbers(manifest, "level", math.isfinite, "finite"),
         np.unique(keys, return_inverse=True)[1].astype(np.int64),
@@ -242,14 +239,16 @@ def agreement(predicted: Predicted, rated: Rated, splits: Sequence[Split], weigh
             weights,
         ),
     }
-    if rated.deviation is not None:
-        deviation = rated.deviation
+    if rated.deviation is not None and np.isfinite(rated.deviation).any():
+        limits = [2 * rated.deviation[split.test] for split in splits]
+        known = [np.flatnonzero(np.isfinite(limit)) for limit in limits]
         outside = [
-            np.float64(1) * (s > (2 * deviation[split.test]) ** 2) for s, split in zip(square, splits, strict=True)
+            np.where(np.sqrt(s[rows]) > limit[rows], 1.0, 0.0)
+            for s, limit, rows in zip(square, limits, known, strict=True)
         ]
         found["outlier_ratio"] = measured(
-            lambda k: float(outside[k].mean()),
-            lambda k, w: bootstrap.weighted_mean(outside[k], w),
+            lambda k: float(outside[k].mean()) if len(known[k]) else math.nan,
+            lambda k, w: bootstrap.weighted_mean(outside[k], w[:, known[k]]),
             splits,
             weights,
         )
@@ -471,10 +470,12 @@ def judge(
     return results
 
 
-def compared(measures: dict[str, Measured], control: dict[str, Measured], groups: Rows) -> dict[str, Any]:
+def compared(
+    measures: dict[str, Measured], control: dict[str, Measured], groups: Rows, names: Sequence[str] = COMPARED
+) -> dict[str, Any]:
     """Differences to a control on the same bootstrap samples; it is beaten when the interval lies above 0."""
     found = {}
-    for name in COMPARED:
+    for name in names:
         low, high = bootstrap.interval(measures[name].draws - control[name].draws, groups)
         difference = _median(measures[name].per_split) - _median(control[name].per_split)
         found[name] = {"difference": difference, "low": low, "high": high, "beats": low > 0}

@@ -20,6 +20,7 @@ TITLES = {
     "rmse": "RMSE logistic",
     "outlier_ratio": "outlier ratio",
     "two_afc": "2AFC",
+    "two_afc_subsets": "2AFC, mean of subsets",
     "jnd": "JND mAP",
 }
 """Headings of the measures, in their order."""

@@ -52,6 +52,24 @@ def jnd_average_precision(distances: Array, same: Array) -> float:
     return float(np.sum(np.diff(recall, prepend=0) * precision))
 
 
+def jnd_draws(distances: Array, same: Array, weights: Array) -> Array:
+    """(draws,) `jnd_average_precision` of rows that count several times.
+
+    Args:
+        distances, same: (N,) as there.
+        weights: (draws,N), see `csrtrain.metrics.bootstrap.group_weights`; NaN where nobody missed a difference.
+    """
+    order = np.argsort(distances, kind="stable")
+    last = np.flatnonzero(np.diff(distances[order], append=np.inf))
+    drawn = np.cumsum(weights[:, order], axis=1)[:, last]
+    found = np.cumsum((weights * same)[:, order], axis=1)[:, last]
+    precision = np.divide(found, drawn, out=np.zeros_like(found), where=drawn > 0)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = found[:, -1]
+    area = (np.diff(found, axis=1, prepend=0) * precision).sum(1)
+    return np.divide(area, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
 def _check_rows(**columns: Array) -> None:
     shapes = {name: values.shape for name, values in columns.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 or shape[0] == 0 for shape in shapes.values()):

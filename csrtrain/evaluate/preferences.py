@@ -1,0 +1,243 @@
+"""How well distances agree with choices (2AFC) and with seen differences (JND): rows, measures, intervals."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csrtrain.data import decode
+from csrtrain.data.manifest import SPLITS
+from csrtrain.data.splits import refuse_repeated, same_image
+from csrtrain.evaluate.methods import Method
+from csrtrain.evaluate.rated import Measured, compared
+from csrtrain.metrics import bootstrap
+from csrtrain.metrics.preference import jnd_average_precision, jnd_draws, two_afc
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_LISTED = 5
+
+
+class Preferences(NamedTuple):
+    """Rows of a CSV file of choices, N of them.
+
+    kind: 2afc (reference, p0, p1, judge) or jnd (p0, p1, same).
+    file: its path.
+    references, p0, p1: (N,) addresses; for jnd p0 is the reference of p1, and `p0` is empty.
+    share: (N,) of people who chose p1, or who saw no difference, in [0,1].
+    groups: (N,) rows of one reference or one group share it.
+    splits: (N,), or None.
+    subsets: (N,), "" where there is no such column.
+    digest: of all columns.
+    lines: (N,) line of the file.
+    """
+
+    kind: Literal["2afc", "jnd"]
+    file: str
+    references: list[str]
+    p0: list[str]
+    p1: list[str]
+    share: Array
+    groups: Rows
+    splits: list[str] | None
+    subsets: list[str]
+    digest: str
+    lines: list[int]
+
+    def pairs(self) -> tuple[list[tuple[str, str]], Rows, Rows]:
+        """Different pairs (image, reference), and for each row which of them its p0 and its p1 are (-1: none)."""
+        place: dict[tuple[str, str], int] = {}
+        first = [place.setdefault((image, r), len(place)) for image, r in zip(self.p0, self.references, strict=False)]
+        second = [place.setdefault((image, r), len(place)) for image, r in zip(self.p1, self.references, strict=True)]
+        return list(place), np.array(first or [-1] * len(self.p1)), np.array(second)
+
+
+def is_preferences(path: str) -> bool:
+    """Whether a CSV file has a column of choices, judge or same."""
+    if not path.lower().endswith(".csv") or not os.path.isfile(path):
+        return False
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        return bool({"judge", "same"} & set(next(csv.reader(file), [])))
+
+
+def read_preferences(path: str) -> Preferences:
+    """Read and check choices.
+
+    Args:
+        path: CSV file with columns reference, p0, p1, judge, or p0, p1, same; and if wanted group, split, subset.
+
+    Raises:
+        ValueError: a column is missing, or rows are wrong or there twice; the message names the lines.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        names = list(reader.fieldnames or [])
+        rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    kind: Literal["2afc", "jnd"] = "2afc" if "judge" in names else "jnd"
+    images, share = (("reference", "p0", "p1"), "judge") if kind == "2afc" else (("p0", "p1"), "same")
+    if missing := [name for name in (*images, share) if name not in names]:
+        raise ValueError(f"Expected columns {', '.join((*images, share))} in {path}, got no {missing[0]}. Add it.")
+    folder, lines = os.path.dirname(path), [line for line, _ in rows]
+    faults: list[str] = []
+    addresses = {name: [os.path.join(folder, os.path.expanduser(row[name])) for _, row in rows] for name in images}
+    shares = np.full(len(rows), np.nan)
+    for i, (line, row) in enumerate(rows):
+        for name in images:
+            if not row[name] or not os.path.isfile(decode.split(addresses[name][i])[0]):
+                faults.append(f"line {line}: no file {name} {row[name]}")
+        try:
+            shares[i] = float(row[share])
+        except ValueError:
+            pass
+        if not 0 <= shares[i] <= 1:
+            faults.append(f"line {line}: {share} is {row[share]!r}, no share of people in 0 to 1")
+        if "split" in row and row["split"] not in SPLITS:
+            faults.append(f"line {line}: split is {row['split']!r}, none of {', '.join(SPLITS)}")
+        if "group" in row and not row["group"]:
+            faults.append(f"line {line}: no group")
+    if faults or not rows:
+        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        listed = "; ".join(faults[:_LISTED]) or "none"
+        raise ValueError(f"Expected sound rows in {path}, got {listed}{more}. Correct them.")
+    columns = {name: [row[name] for _, row in rows] for name in names}
+    references = addresses["reference" if kind == "2afc" else "p0"]
+    p0 = addresses["p0"] if kind == "2afc" else []
+    keys = [
+        (same_image(references[i]), frozenset(same_image(image[i]) for image in (p0, addresses["p1"]) if image))
+        for i in range(len(rows))
+    ]
+    refuse_repeated(keys, lines, path, "triplet" if kind == "2afc" else "pair")
+    digest = hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+    return Preferences(
+        kind,
+        path,
+        references,
+        p0,
+        addresses["p1"],
+        shares,
+        _groups([same_image(reference) for reference in references], columns.get("group")),
+        columns.get("split"),
+        columns.get("subset", [""] * len(rows)),
+        digest,
+        lines,
+    )
+
+
+def _groups(references: Sequence[object], named: list[str] | None) -> Rows:
+    """(N,) rows that share a reference or a group, directly or through others, share a number."""
+    found = np.unique([str(reference) for reference in references], return_inverse=True)[1]
+    if named is None:
+        return np.asarray(found, dtype=np.int64)
+    other = np.unique(named, return_inverse=True)[1]
+    while True:  # the smallest number of each neighbour, until nothing moves
+        before = found.copy()
+        for keys in (other, found.copy()):
+            least = np.full(keys.max() + 1, len(found))
+            np.minimum.at(least, keys, found)
+            found = least[keys]
+        if (found == before).all():
+            return np.asarray(np.unique(found, return_inverse=True)[1], dtype=np.int64)
+
+
+def tested_rows(preferences: Preferences, protocol: str) -> Rows:
+    """The rows that are judged: all, or for native those of split test.
+
+    Raises:
+        ValueError: another protocol, no split, or a reference or group in two splits.
+    """
+    if protocol == "whole":
+        return np.arange(len(preferences.share))
+    if protocol != "native":
+        raise ValueError(
+            f"Expected the protocol whole or native for choices, got {protocol}. Nothing is fitted to them."
+        )
+    if preferences.splits is None or "test" not in preferences.splits:
+        raise ValueError(f"Expected rows of split test in {preferences.file}, got none. Use --protocol whole.")
+    splits = np.array(preferences.splits)
+    for group in np.unique(preferences.groups):
+        rows = np.flatnonzero(preferences.groups == group)
+        if len(set(splits[rows])) > 1:
+            named = ", ".join(str(preferences.lines[row]) for row in rows[:_LISTED])
+            raise ValueError(
+                f"Expected splits of {preferences.file} that share nothing, got a reference or group in several: lines "
+                f"{named}{', ...' if len(rows) > _LISTED else ''}. Move them to one split."
+            )
+    return np.flatnonzero(splits == "test")
+
+
+def judge(
+    methods: Sequence[Method], preferences: Preferences, first: Rows, second: Rows, rows: Rows, seed: int
+) -> dict[str, Any]:
+    """2AFC or JND of every method on the same rows, per subset and over all, with intervals and differences.
+
+    Args:
+        methods: their values are minus the distances of `preferences.pairs()`.
+        first, second: which pairs each row compares, as `pairs` says.
+        rows: those that are judged.
+    """
+    groups = preferences.groups[rows]
+    weights = bootstrap.group_weights(groups, seed=seed)
+    subsets = np.array(preferences.subsets)[rows]
+    found: dict[str, dict[str, Measured]] = {}
+    parts: dict[str, dict[str, Measured]] = {}
+    for method in methods:
+        distances = -np.asarray(method.values[:, 0], dtype=np.float64)
+        d0, d1, share = distances[first[rows]], distances[second[rows]], preferences.share[rows]
+        kinds = {str(kind): np.flatnonzero(subsets == kind) for kind in sorted(set(subsets))}
+        if preferences.kind == "2afc":
+            agreed = two_afc(d0, d1, share)
+            parts[method.name] = {
+                kind: Measured([float(agreed[of].mean())], bootstrap.weighted_mean(agreed[of], weights[:, of]))
+                for kind, of in kinds.items()
+            }
+            found[method.name] = {"two_afc": Measured([float(agreed.mean())], bootstrap.weighted_mean(agreed, weights))}
+            if len(kinds) > 1:
+                found[method.name]["two_afc_subsets"] = _mean(list(parts[method.name].values()))
+        else:
+            parts[method.name] = {
+                kind: Measured(
+                    [jnd_average_precision(d1[of], share[of]) if share[of].any() else math.nan],
+                    jnd_draws(d1[of], share[of], weights[:, of]),
+                )
+                for kind, of in kinds.items()
+            }
+            found[method.name] = {"jnd": _mean(list(parts[method.name].values()))}
+    return {
+        "methods": {
+            method.name: {
+                "kind": method.kind,
+                "head": method.head,
+                "measures": {name: one.described(groups) for name, one in found[method.name].items()},
+                "subsets": {
+                    kind: one.described(groups[subsets == kind])
+                    for kind, one in parts[method.name].items()
+                    if len(parts[method.name]) > 1
+                },
+                "versus": {
+                    name: compared(found[method.name], found[name], groups, tuple(found[name]))
+                    for name in method.controls
+                },
+            }
+            for method in methods
+        },
+        "splits": [{"train": 0, "test": len(rows)}],
+        "test_images": len(rows),
+        "test_groups": len(np.unique(groups)),
+    }
+
+
+def _mean(parts: Sequence[Measured]) -> Measured:
+    """Unweighted mean over subsets."""
+    points = [part.per_split[0] for part in parts if math.isfinite(part.per_split[0])]
+    draws = np.stack([part.draws for part in parts])
+    known = np.isfinite(draws)
+    total = np.where(known, draws, 0).sum(0)
+    mean = np.divide(total, known.sum(0), out=np.full(len(total), np.nan), where=known.any(0))
+    return Measured([float(np.mean(points)) if points else math.nan], mean)
