@@ -67,6 +67,7 @@ def evaluate(
         results["evaluations"] = _cross(seen, read, reading, seed)
     else:
         (methods, judged, sound), (manifest,) = seen[0], read
+        results["notes"] += _left_out(methods, with_controls)
         splits = [_only(split, sound) for split in rows[manifest.file]]
         found = rated.judge(methods, judged, splits, reading, seed, True)
         results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
@@ -113,6 +114,7 @@ def _evaluate_preferences(
     results["notes"] = _notes(contenders, [(read.file, read.digest)], protocol, True)
     pairs, first, second = read.pairs()
     methods = distance_methods(contenders, pairs, reading, with_controls, seed)
+    results["notes"] += _left_out(methods, with_controls)
     reasons = _reasons(methods, [f"{image} against {reference}" for image, reference in pairs])
     sound = []
     for row in rows:
@@ -125,6 +127,14 @@ def _evaluate_preferences(
     found = judge_preferences(methods, read, first, second, np.array(sound), seed)
     results["evaluations"] = [{"train": None, "test": file, **found}]
     return results
+
+
+def _left_out(methods: Sequence[Method], with_controls: bool) -> list[str]:
+    """Whether a control of distances could not be computed."""
+    compared = [method.controls for method in methods if method.kind == "distance"]
+    if with_controls and compared and "MS-SSIM" not in compared[0]:
+        return ["The control MS-SSIM is left out: an image has a side below 176 pixels, and no fifth scale."]
+    return []
 
 
 def _reasons(methods: Sequence[Method], names: Sequence[str]) -> dict[int, str]:
@@ -142,8 +152,8 @@ def _check_enough(sound: Sequence[Any] | rated.Rows, file: str, reasons: dict[in
     if len(sound) < _FEWEST:
         first = next(iter(reasons.values()), "there are no more")
         raise ValueError(
-            f"Expected at least {_FEWEST} rows whose images can be read in {file}, got {len(sound)} ({first}). Mend the "
-            "files."
+            f"Expected at least {_FEWEST} rows whose images can be read in {file}, got {len(sound)} ({first}). Mend "
+            "the files."
         )
 
 

@@ -67,7 +67,7 @@ def jnd_draws(distances: Array, same: Array, weights: Array) -> Array:
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     total = found[:, -1]
     area = (np.diff(found, axis=1, prepend=0) * precision).sum(1)
-    return np.divide(area, total, out=np.full(len(total), np.nan), where=total > 0)
+    return np.asarray(np.divide(area, total, out=np.full(len(total), np.nan), where=total > 0))
 
 
 def _check_rows(**columns: Array) -> None:

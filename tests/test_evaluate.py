@@ -1,0 +1,400 @@
+"""The verb as a user types it, on photographs that ship inside installed packages."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from scipy import stats
+from scipy.optimize import curve_fit
+
+from csrtrain import bundle, score
+from csrtrain.cli import main
+from csrtrain.data import decode, samples
+from csrtrain.data.manifest import read_manifest
+from csrtrain.data.splits import random_splits
+from csrtrain.evaluate import rated
+from csrtrain.evaluate.methods import Method, features_of
+from csrtrain.evaluate.protocols import evaluate
+from csrtrain.metrics import bootstrap
+from csrtrain.metrics.representation import group_folds
+from csrtrain.models import ridge
+from csrtrain.models.backbone import Backbone
+from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.full_reference import FullReferenceMetric
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
+
+SCENES, LEVELS = 8, (0, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(bootstrap.group_weights, "__defaults__", (100, 0))
+    monkeypatch.setattr(bootstrap, "DRAWS", 100)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Scenes, blurred and made noisy at three levels each, rated by their level; bundles of every kind."""
+    folder = tmp_path_factory.mktemp("world")
+    rng, rows = np.random.default_rng(0), []
+    for scene, address in enumerate(samples.natural()[:SCENES]):
+        pixels = decode.to_channels(decode.read(address), 3)[:, 40:104, 60:124].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"r{scene}.png")
+        for level in LEVELS:
+            blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.6 + level))
+            noisy = np.clip(pixels + rng.normal(0, 6 + 12 * level, pixels.shape), 0, 255).astype(np.uint8)
+            for kind, image in (("blur", blurred), ("noise", Image.fromarray(noisy))):
+                name = f"{kind}_{scene}_{level}.png"
+                image.save(folder / name)
+                mos = 5 - 1.2 * level - 0.4 * (kind == "noise") + rng.normal(0, 0.2)
+                split = "test" if scene % 4 == 0 else "train"
+                rows.append([name, f"{mos:.3f}", f"r{scene}.png", split, kind, level, 0.3])
+    write(folder / "rated.csv", ["path", "mos", "reference", "split", "type", "level", "std"], rows)
+    torch.manual_seed(0)
+    backbone = Backbone("test_resnet")
+    header = bundle.header_for(backbone, features={"scales": [1.0, 0.5], "l2": True})
+    bundle.save(folder / "net.safetensors", backbone, header)
+    metric = NoReferenceMetric(FrozenFeatures([backbone], [Contract()]), RatingScale(1, 5), anchors=2).eval()
+    metric.domain.limits.fill_(100)
+    training = {"data": {"digest": "another"}}
+    described = bundle.described_metric(metric, "header", training, {})
+    bundle.save(folder / "metric.safetensors", metric, bundle.MetricHeader(**described))
+    distance = FullReferenceMetric(backbone)
+    described = bundle.described_distance(distance, "header", training, {})
+    bundle.save(folder / "distance.safetensors", distance, bundle.DistanceHeader(**described))
+    return folder
+
+
+def write(path, names, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def edited(world, name, change):
+    """A manifest beside the first with rows changed in place."""
+    rows = rows_of(world / "rated.csv")
+    change(rows)
+    write(world / name, list(rows[0]), [list(row.values()) for row in rows])
+    return world / name
+
+
+def run(world, out, *bundles, manifest="rated.csv", extra=()):
+    names = [str(world / f"{name}.safetensors") for name in bundles]
+    manifests = [manifest] if isinstance(manifest, str) else manifest
+    flags = [flag for one in manifests for flag in ("--manifest", str(world / one))]
+    return main(["evaluate", *names, *flags, "-o", str(out), "--workers", "0", *extra])
+
+
+@pytest.fixture(scope="module")
+def native(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("native")
+    assert run(world, out, "net", "metric") == 0
+    return out
+
+
+def test_what_is_written(native):
+    names = {path.name for path in native.iterdir()}
+    assert {"results.json", "table.csv", "report.md", "scatter.png", "types.png", "monotonicity.png"} <= names
+    results = json.loads((native / "results.json").read_text())
+    assert results["protocol"] == "native" and results["seed"] == 0 and "torch" in results["versions"]
+    table = pd.read_csv(native / "table.csv")
+    assert table["method"].tolist()[:2] == ["net", "metric"] and len(table) == 4
+    report = (native / "report.md").read_text()
+    for words in ("PLCC logistic", "Beside the controls", "Aggregate (ours)", "cannot be known", "BRISQUE + SVR"):
+        assert words in report
+    for picture in native.glob("*.png"):
+        assert min(Image.open(picture).size) > 100
+
+
+def test_measures_equal_a_literal_computation(world, native):
+    """A ridge head on the features of train, its alpha from folds of groups, then scipy."""
+    (evaluation,) = json.loads((native / "results.json").read_text())["evaluations"]
+    manifest = read_manifest(str(world / "rated.csv"))
+    train = np.array(manifest.splits) == "train"
+    module = bundle.load_backbone(world / "net.safetensors")
+    h = score.extract(features_of(module), manifest.addresses).features.astype(np.float64)
+    y = manifest.ratings
+    fitted = ridge.fit(h[train], y[train], group_folds(manifest.groups[train], 5, 0))
+    best = fitted.best(y[train])
+    x, y = h[~train] @ fitted.weights[best] + fitted.biases[best], y[~train]
+    found = evaluation["methods"]["net"]["measures"]
+    assert found["srcc"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+    assert found["krcc"]["value"] == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-9)
+    assert found["plcc"]["value"] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+
+    def logistic(x, b1, b2, b3, b4):
+        return b2 + (b1 - b2) / (1 + np.exp(-(x - b3) / np.abs(b4)))
+
+    (curve,) = evaluation["methods"]["net"]["curves"]
+    if curve["logistic"]:
+        b, _ = curve_fit(logistic, x, y, p0=[y.max(), y.min(), x.mean(), x.std()], maxfev=20000)
+        mapped = logistic(x, *b)
+    else:
+        mapped = np.polyval(np.polyfit(x, y, 1), x)
+    assert found["plcc_logistic"]["value"] == pytest.approx(stats.pearsonr(mapped, y).statistic, abs=1e-3)
+    assert found["rmse"]["value"] == pytest.approx(math.sqrt(np.mean((mapped - y) ** 2)), abs=1e-3)
+    assert found["outlier_ratio"]["value"] == pytest.approx(np.mean(np.abs(mapped - y) > 0.6), abs=1e-9)
+
+
+def test_a_fitted_metric_is_judged_as_it_is(world, native):
+    (evaluation,) = json.loads((native / "results.json").read_text())["evaluations"]
+    manifest = read_manifest(str(world / "rated.csv"))
+    test = np.array(manifest.splits) == "test"
+    scores = score.score_images(bundle.load_metric(world / "metric.safetensors"), manifest.addresses)["score"]
+    expected = stats.spearmanr(scores[test], manifest.ratings[test]).statistic
+    method = evaluation["methods"]["metric"]
+    assert method["head"] == "none" and method["alphas"] == []
+    assert method["measures"]["srcc"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_same_call_gives_the_same_numbers(world, native, tmp_path):
+    assert run(world, tmp_path, "net", "metric") == 0
+    found = []
+    for folder in (native, tmp_path):
+        results = json.loads((folder / "results.json").read_text())
+        results["evaluations"][0].pop("aggregate")  # holds the speed
+        found.append(results)
+    assert found[0] == found[1]
+
+
+def test_random_splits_part_no_reference(world, tmp_path):
+    assert run(world, tmp_path, "net", extra=("--protocol", "splits", "--no-controls")) == 0
+    (evaluation,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert list(evaluation["methods"]) == ["net"] and len(evaluation["splits"]) == 10
+    srcc = evaluation["methods"]["net"]["measures"]["srcc"]
+    assert len(srcc["per_split"]) == 10 and srcc["value"] == pytest.approx(np.median(srcc["per_split"]))
+    manifest = read_manifest(str(world / "rated.csv"))
+    for split in random_splits(manifest.groups):
+        assert not set(manifest.groups[split.train]) & set(manifest.groups[split.test])
+        assert sorted([*split.train, *split.test]) == list(range(len(manifest)))
+
+
+def test_controls_of_a_fitted_metric_are_fitted_across(world, tmp_path):
+    assert run(world, tmp_path, "metric") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["protocol"] == "whole" and any("an advantage" in note for note in results["notes"])
+    (evaluation,) = results["evaluations"]
+    assert set(evaluation["methods"]["metric"]["versus"]) == set(evaluation["methods"]) - {"metric"}
+    assert len(next(m for n, m in evaluation["methods"].items() if n.startswith("untrained"))["alphas"]) == 5
+
+
+def test_constant_features_say_nothing_across_folds():
+    """Held-out means of ratings move against the rows held out; scores of no information must not follow them."""
+    rng = np.random.default_rng(0)
+    judged = rated.Rated(rng.normal(size=60), None, None, None, np.arange(60), np.arange(60), [""] * 60, None)
+    method = Method("none", "control", "ridge", np.ones((60, 3)), {}, lambda x, y: np.ones(3))
+    whole = rated.Split(np.empty(0, dtype=np.int64), np.arange(60))
+    assert np.ptp(rated.predict(method, judged, [whole], 0).scores[0]) < 1e-12
+
+
+def test_distances_beside_pixels_and_ssim(world, tmp_path):
+    assert run(world, tmp_path, "distance") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    (evaluation,) = results["evaluations"]
+    names = ["distance", "untrained test_resnet (all stages)", "pixel L2", "PSNR", "SSIM"]
+    assert list(evaluation["methods"]) == names and any("MS-SSIM is left out" in note for note in results["notes"])
+    manifest = read_manifest(str(world / "rated.csv"))
+    l2 = []
+    for image, reference in zip(manifest.addresses, manifest.references, strict=True):
+        difference = np.asarray(Image.open(image), float) - np.asarray(Image.open(reference), float)
+        l2.append(np.sqrt(np.mean((difference / 255) ** 2)))
+    expected = stats.spearmanr(-np.array(l2), manifest.ratings).statistic
+    for name in ("pixel L2", "PSNR"):
+        assert evaluation["methods"][name]["measures"]["srcc"]["value"] == pytest.approx(expected, abs=1e-9)
+    order = evaluation["methods"]["pixel L2"]["level_order"]["value"]
+    right = [
+        l2[i] < l2[j]
+        for i, a in enumerate(rows_of(world / "rated.csv"))
+        for j, b in enumerate(rows_of(world / "rated.csv"))
+        if a["reference"] == b["reference"] and a["type"] == b["type"] and a["level"] < b["level"]
+    ]
+    assert order == pytest.approx(np.mean(right)) and len(right) == SCENES * 2 * 3
+
+
+def test_triplets(world, tmp_path):
+    rng, rows = np.random.default_rng(1), []
+    for scene in range(SCENES):
+        for kind in ("blur", "noise"):
+            judge = float(rng.integers(0, 3)) / 2
+            rows.append([f"r{scene}.png", f"{kind}_{scene}_0.png", f"{kind}_{scene}_2.png", judge, kind])
+    write(world / "triplets.csv", ["reference", "p0", "p1", "judge", "subset"], rows)
+    assert run(world, tmp_path, "distance", "net", manifest="triplets.csv") == 0
+    (evaluation,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    metric = bundle.load_distance(world / "distance.safetensors")
+    table = score.score_pairs(metric, [(str(world / r[k]), str(world / r[0])) for k in (1, 2) for r in rows])
+    d0, d1 = np.split(table["distance"].to_numpy(), 2)
+    literal = [(a < b) * (1 - r[3]) + (b < a) * r[3] + 0.5 * (a == b) for a, b, r in zip(d0, d1, rows, strict=True)]
+    method = evaluation["methods"]["distance"]
+    assert method["measures"]["two_afc"]["value"] == pytest.approx(np.mean(literal))
+    assert method["subsets"]["noise"]["value"] == pytest.approx(np.mean(literal[1::2]))
+    assert evaluation["methods"]["net"]["measures"] == method["measures"]  # the same backbone, all weights 1
+    assert (tmp_path / "subsets.png").is_file()
+
+
+def test_seen_differences(world, tmp_path):
+    rng, rows = np.random.default_rng(2), []
+    for scene in range(SCENES):
+        for kind in ("blur", "noise"):
+            rows += [[f"r{scene}.png", f"{kind}_{scene}_{k}.png", round(rng.random() / (1 + k), 2), kind] for k in LEVELS]
+    write(world / "jnd.csv", ["p0", "p1", "same", "subset"], rows)
+    assert run(world, tmp_path, "distance", manifest="jnd.csv", extra=("--no-controls",)) == 0
+    (evaluation,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    metric, found = bundle.load_distance(world / "distance.safetensors"), []
+    for kind in ("blur", "noise"):
+        of = [row for row in rows if row[3] == kind]
+        distance = score.score_pairs(metric, [(str(world / r[1]), str(world / r[0])) for r in of])["distance"]
+        points = sorted(zip(distance, [r[2] for r in of], strict=True))
+        seen = np.cumsum([s for _, s in points])
+        precision, recall = seen / np.arange(1, len(of) + 1), seen / seen[-1]
+        best = [max(precision[k:]) for k in range(len(of))]
+        found.append(sum(b * (r - before) for b, r, before in zip(best, recall, [0, *recall[:-1]], strict=True)))
+    method = evaluation["methods"]["distance"]
+    assert [method["subsets"][kind]["value"] for kind in ("blur", "noise")] == pytest.approx(found)
+    assert method["measures"]["jnd"]["value"] == pytest.approx(np.mean(found))
+
+
+def test_across_manifests(world, tmp_path):
+    for name, scenes in (("first.csv", range(4)), ("second.csv", range(4, SCENES))):
+        rows = [row for row in rows_of(world / "rated.csv") if int(row["path"].split("_")[1]) in scenes]
+        for k, row in enumerate(rows):  # groups of one scene and type, so that there are enough
+            row["reference"] = ""
+            row["group"] = f"{row['path'].split('_')[1]}{row['type']}{k % 2}"
+        write(world / name, list(rows[0]), [list(row.values()) for row in rows])
+    extra = ("--no-controls",)
+    assert run(world, tmp_path, "net", "metric", manifest=["first.csv", "second.csv"], extra=extra) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    cells = [(one["train"], one["test"], one["test_images"]) for one in results["evaluations"]]
+    whole = len(rows)
+    assert cells[1:3] == [("first.csv", "second.csv", whole), ("second.csv", "first.csv", whole)] and len(cells) == 4
+    assert (tmp_path / "cross.png").is_file() and len(pd.read_csv(tmp_path / "table.csv")) == 8
+    manifests = [read_manifest(str(world / name)) for name in ("first.csv", "second.csv")]
+    features = features_of(bundle.load_backbone(world / "net.safetensors"))
+    a, b = (score.extract(features, m.addresses).features.astype(np.float64) for m in manifests)
+    fitted = ridge.fit(a, manifests[0].ratings, group_folds(manifests[0].groups, 5, 0))
+    predicted = b @ fitted.weights[fitted.best(manifests[0].ratings)]
+    value = results["evaluations"][1]["methods"]["net"]["measures"]["srcc"]["value"]
+    assert value == pytest.approx(stats.spearmanr(predicted, manifests[1].ratings).statistic, abs=1e-9)
+
+
+def test_a_broken_image_costs_no_other(world, tmp_path, capsys):
+    (world / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    manifest = edited(world, "broken.csv", lambda rows: rows[3].update(path="bad.png"))
+    assert run(world, tmp_path, "net", manifest=manifest.name, extra=("--no-controls",)) == 1
+    assert "line 5: " in capsys.readouterr().err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [one["line"] for one in results["broken"]] == [5] and "bad.png" in results["broken"][0]["reason"]
+    assert results["evaluations"][0]["splits"] == [{"train": 36, "test": 11}]
+    assert "bad.png" in (tmp_path / "report.md").read_text()
+
+
+def leak(rows):
+    rows[0]["split"] = "train"  # of a scene whose others are in test
+
+
+def copied(rows):
+    for row in rows:
+        row["reference"] = ""
+    rows[6]["path"] = "copy.png"
+
+
+def twice(rows):
+    rows[1]["path"] = rows[0]["path"]
+
+
+def unrated_level(rows):
+    rows[2]["level"] = "strong"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (leak, "share nothing, got the same group, reference or file in lines 2, 3, 4"),
+        (copied, "the same file content in lines 2, 8"),
+        (twice, "line 3 has the same image as line 2"),
+        (unrated_level, "line 4: level is 'strong'"),
+    ],
+)
+def test_planted_faults_are_refused_with_their_lines(world, tmp_path, capsys, change, message):
+    (world / "copy.png").write_bytes((world / "blur_0_0.png").read_bytes())
+    manifest = edited(world, "planted.csv", change)
+    assert run(world, tmp_path, "net", manifest=manifest.name) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_in_two_manifests_is_refused(world, tmp_path, capsys):
+    manifests = ["rated.csv", edited(world, "again.csv", lambda rows: rows.pop()).name]
+    assert run(world, tmp_path, "net", manifest=manifests) == 2
+    assert "lines 2 of rated.csv, 2 of again.csv" in capsys.readouterr().err
+
+
+def test_ratings_that_a_metric_was_fitted_to_are_refused(world, tmp_path, capsys):
+    metric = bundle.load_metric(world / "metric.safetensors")
+    training = {"data": {"digest": read_manifest(str(world / "rated.csv")).digest}}
+    described = bundle.described_metric(metric, "header", training, {})
+    bundle.save(world / "own.safetensors", metric, bundle.MetricHeader(**described))
+    assert run(world, tmp_path, "own") == 2
+    assert "Expected ratings that own was not fitted to" in capsys.readouterr().err
+    extra = ("--protocol", "native", "--no-controls")
+    assert run(world, tmp_path, "own", extra=extra) == 0
+
+
+@pytest.mark.parametrize(
+    ("bundles", "extra", "message"),
+    [
+        (["net"], ("--protocol", "whole"), "needs images to fit a head to"),
+        (["net"], ("--protocol", "cross"), "Expected several manifests for cross"),
+        (["net"], ("--protocol", "thirds"), "Expected a protocol of splits, native, whole, cross, got 'thirds'"),
+        (["net", "net"], (), "Expected every bundle once"),
+        (["net"], ("--workers", "-1"), "--workers >= 0"),
+        (["net"], ("--device", "gpu"), "Expected a device"),
+        (["none"], (), "none.safetensors"),
+    ],
+)
+def test_wrong_use(world, tmp_path, capsys, bundles, extra, message):
+    assert run(world, tmp_path, *bundles, extra=extra) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_manifests(world, tmp_path, capsys):
+    write(world / "plain.csv", ["path"], [["r0.png"]])
+    assert run(world, tmp_path, "net", manifest="plain.csv") == 2
+    assert "Expected a manifest" in capsys.readouterr().err
+    assert run(world, tmp_path, "net", manifest="nowhere.csv") == 2
+    unreferenced = edited(world, "unreferenced.csv", lambda rows: rows[4].update(reference=""))
+    assert run(world, tmp_path, "distance", manifest=unreferenced.name) == 2
+    assert "Expected a reference for every image" in capsys.readouterr().err
+    write(world / "choices.csv", ["reference", "p0", "p1", "judge"], [["r0.png", "r1.png", "r2.png", 3]])
+    assert run(world, tmp_path, "distance", manifest="choices.csv") == 2
+    assert "line 2: judge is '3', no share" in capsys.readouterr().err
+    rows = [["r0.png", "r1.png", "r2.png", 1], ["r0.png", "r2.png", "r1.png", 0]]
+    write(world / "choices.csv", ["reference", "p0", "p1", "judge"], rows)
+    assert run(world, tmp_path, "distance", manifest="choices.csv") == 2
+    assert "line 3 has the same triplet as line 2" in capsys.readouterr().err
+    assert run(world, tmp_path, "metric", manifest="choices.csv") == 2
+    assert "Expected distances or backbones for choices" in capsys.readouterr().err
+
+
+def test_dmos_has_its_sign_turned(world):
+    def turned(rows):
+        for row in rows:
+            row["mos"] = str(-float(row["mos"]))
+
+    manifest = edited(world, "dmos.csv", turned)
+    manifest.write_text(manifest.read_text().replace("path,mos", "path,dmos"))
+    found = [
+        evaluate([world / "net.safetensors"], [str(world / name)], with_controls=False)["evaluations"][0]
+        for name in ("rated.csv", "dmos.csv")
+    ]
+    values = [one["methods"]["net"]["measures"]["srcc"]["value"] for one in found]
+    assert values[0] == pytest.approx(values[1]) and math.isfinite(values[0])
