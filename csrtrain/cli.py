@@ -19,6 +19,7 @@ _USAGE = """usage: csrtrain VERB ...
   score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
               -> distances:        csrtrain score distance.safetensors DIR --reference DIR -o distances.csv
   evaluate    agreement with people: csrtrain evaluate B... --manifest ratings.csv -o results/
+  evaluate    beside people:       csrtrain evaluate metric.safetensors --manifest ratings.csv -o results/
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR
               or at ratings:       csrtrain check-data ratings.csv
@@ -431,6 +432,12 @@ examples:
   csrtrain evaluate my_mri.safetensors --manifest ratings.csv -o results/
   csrtrain evaluate a.safetensors b.safetensors --manifest koniq.csv --protocol native -o results/
   csrtrain evaluate a.safetensors --manifest kadid.csv --manifest tid2013.csv -o results/
+  csrtrain evaluate distance.safetensors --manifest triplets.csv -o results/
+
+manifests, by their columns (paths are absolute or relative to the file):
+  ratings  path, mos or dmos; and if wanted reference, group, split, type, level, std
+  2AFC     reference, p0, p1, judge (share who chose p1); and if wanted group, split, subset
+  JND      p0, p1, same (share who saw no difference); and if wanted group, split, subset
 
 Exit code 1 when an image cannot be read: it is listed, and the others are evaluated.""",
     )

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
+import skimage.metrics
 import torch
 from PIL import Image
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 
 from csrtrain import controls
 from csrtrain.data import decode, samples
@@ -87,3 +92,54 @@ def test_a_flat_image_has_finite_features(value):
 def test_errors(shape):
     with pytest.raises(ValueError, match="Expected an image .C,H,W. of at least 16 px, got"):
         controls.brisque_features(torch.rand(shape))
+
+
+def test_the_svr_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    features, groups = rng.normal(size=(60, 5)), np.arange(60) // 3
+    ratings = np.tanh(features[:, 0]) / 2 + rng.normal(0, 0.1, 60)
+    best, least = None, math.inf
+    for c in (0.1, 1, 10):
+        for gamma in (0.003, 0.01, 0.03, 0.1):
+            model = make_pipeline(StandardScaler(), SVR(C=c, gamma=gamma, epsilon=0.02))
+            scores = cross_val_score(model, features, ratings, groups=groups, cv=GroupKFold(4))
+            if -scores.mean() < least:
+                best, least = model, -scores.mean()
+    expected = best.fit(features, ratings).predict(features[:7])
+    np.testing.assert_allclose(controls.fit_svr(features, ratings, groups, 4)(features[:7]), expected)
+    np.testing.assert_allclose(controls.fit_svr(features, ratings, groups, 4, most=60)(features[:7]), expected)
+    fewer = controls.fit_svr(features, ratings, groups, 4, most=30)(features[:7])
+    assert np.isfinite(fewer).all()
+
+
+def test_share_of_high_frequencies():
+    rows, columns = np.mgrid[:64, :96]
+    low = torch.from_numpy(0.5 + 0.4 * np.sin(2 * np.pi * 0.1 * columns))[None]
+    high = torch.from_numpy(0.5 + 0.4 * np.sin(2 * np.pi * (0.25 * columns + 0.25 * rows)))[None]
+    assert controls.high_frequency_share(low) < 1e-3 and controls.high_frequency_share(high) > 0.999
+    both = controls.high_frequency_share(low / 2 + high / 2)
+    assert both == pytest.approx(0.5, abs=0.01)  # equal amplitudes have equal power
+    assert controls.high_frequency_share(torch.full((3, 40, 40), 0.3)) == 0
+    noise = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(0))
+    outside = 1 - math.pi * 0.25**2  # of the square of frequencies
+    assert controls.high_frequency_share(noise) == pytest.approx(outside, abs=0.02)
+
+
+def test_blur_takes_high_frequencies(photograph):
+    blurred = scipy.ndimage.gaussian_filter(photograph.numpy().astype(float) / 255, (0, 2, 2))
+    assert controls.high_frequency_share(torch.from_numpy(blurred)) < controls.high_frequency_share(photograph) / 10
+
+
+def test_differences_of_pixels(photograph):
+    x = photograph.float() / 255
+    y = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(max=1)
+    mse = float(np.mean((x.numpy().astype(float) - y.numpy().astype(float)) ** 2))
+    assert controls.pixel_l2(x, y) == pytest.approx(math.sqrt(mse), rel=1e-6)
+    expected = skimage.metrics.peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=1)
+    assert controls.psnr(x, y) == pytest.approx(expected, rel=1e-6)
+    assert controls.psnr(x, x) == 100 and controls.ssim(x, x) == pytest.approx(1)
+    assert controls.ms_ssim(x, x) == pytest.approx(1, abs=1e-5)
+    assert controls.ssim(x, y) == pytest.approx(controls.ssim(y, x)) and 0 < controls.ssim(x, y) < 1
+    assert 0 < controls.ms_ssim(x, y) < 1 and math.isnan(controls.ms_ssim(x[:, :175], y[:, :175]))
+    with pytest.raises(ValueError, match="at least 11 px, got"):
+        controls.ssim(x[:, :8], y[:, :8])

@@ -182,6 +182,7 @@ def judge(
         first, second: which pairs each row compares, as `pairs` says.
         rows: those that are judged.
     """
+    methods = [method for method in methods if method.name != "PSNR"]  # in the order of pixel L2
     groups = preferences.groups[rows]
     weights = bootstrap.group_weights(groups, seed=seed)
     subsets = np.array(preferences.subsets)[rows]
@@ -223,6 +224,7 @@ def judge(
                 "versus": {
                     name: compared(found[method.name], found[name], groups, tuple(found[name]))
                     for name in method.controls
+                    if name in found
                 },
             }
             for method in methods

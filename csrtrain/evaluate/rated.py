@@ -20,6 +20,7 @@ from csrtrain.metrics.levels import in_order, level_pairs
 from csrtrain.metrics.logistic import Curve, fit_logistic
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
+from csrtrain.models.features import TILE
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -42,6 +43,7 @@ _FOLDS = 5
 _SEARCHED = 1000  # rows on which the strength of the SVR is chosen
 _FEWEST = 5  # rows of a measure
 _TIMED = 32  # images of shift tolerance and speed
+_SMALLEST = 64  # px: side of these
 
 
 class Rated(NamedTuple):
@@ -316,27 +318,34 @@ def shift_and_speed(
 
     Tolerance: 1 - (mean change of the score when the image is shifted by one pixel down and right, its reference stays
     where it is) / (deviation of the scores over images): 1 is unmoved, 0 or less moves as far as images differ.
-    Speed: decoded images, one at a time, with what moves them to the device and back.
+    Speed: decoded images, one at a time, with what moves them to the device and back; it depends on the machine and its
+    load. Of larger images the upper left 1024 pixels, images with a side below 64 are left out.
     """
     chosen = rows[np.random.default_rng(0).permutation(len(rows))[:_TIMED]]
-    still, moved, elapsed = [], [], 0.0
-    for number, row in enumerate(chosen):
+    still: list[float] = []
+    moved: list[float] = []
+    elapsed = 0.0
+    for row in chosen:
         name = rated.references[row] if method.pairs and rated.references is not None else ""
         image, reference = read_pair(rated.addresses[row], name, method.channels, method.window, reading.slice_axis)
+        if min(image.shape[2:]) < _SMALLEST:
+            continue
+        image = image[..., : TILE + 1, : TILE + 1]
         if reference is not None:
-            reference = reference[..., :-1, :-1].contiguous()
+            reference = reference[..., : TILE + 1, : TILE + 1][..., :-1, :-1].contiguous()
         here, there = image[..., :-1, :-1].contiguous(), image[..., 1:, 1:].contiguous()
-        if number == 0:
+        if not still:
             method.respond(here, reference)  # the first call also chooses kernels
         start = time.perf_counter()
-        values = method.respond(here, reference)
-        score = predicted.head(values[None])
+        score = predicted.head(method.respond(here, reference)[None])
         elapsed += time.perf_counter() - start
         still.append(float(score[0]))
         moved.append(float(predicted.head(method.respond(there, reference)[None])[0]))
+    if len(still) < 2:
+        return math.nan, math.nan
     spread = float(np.std(still))
     change = float(np.mean(np.abs(np.array(moved) - np.array(still))))
-    return (1 - change / spread if spread > 0 else math.nan), len(chosen) / elapsed
+    return (1 - change / spread if spread > 0 else math.nan), len(still) / elapsed
 
 
 def aggregate(parts: dict[str, dict[str, float]]) -> dict[str, Any]:

@@ -162,9 +162,10 @@ def _versus(methods: dict[str, Any]) -> list[str]:
             for measure, found in differences.items():
                 low, high = found["low"], found["high"]
                 verdict = "beats" if found["beats"] else "is beaten" if high < 0 else "neither"
-                rows.append(
-                    [name, control, TITLES[measure], f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]", verdict]
-                )
+                interval = f" [{low:+.3f}, {high:+.3f}]"
+                if not math.isfinite(low):
+                    verdict, interval = "too few groups", ""
+                rows.append([name, control, TITLES[measure], f"{found['difference']:+.3f}{interval}", verdict])
     if not rows:
         return []
     return ["", "### Beside the controls", "", *_grid(["method", "minus", "measure", "difference", ""], rows)]
@@ -173,12 +174,16 @@ def _versus(methods: dict[str, Any]) -> list[str]:
 def _aggregate(found: dict[str, Any]) -> list[str]:
     lines = ["", "### Aggregate (ours)", "", f"{found['definition'][0].upper()}{found['definition'][1:]}."]
     if found["left_out"]:
-        lines.append(f"Not counted, because a method has none: {', '.join(found['left_out'])}.")
+        lines.append(f"Not counted, because a method has none: {', '.join(map(_part, found['left_out']))}.")
     rows = []
     for name, method in sorted(found["methods"].items(), key=lambda item: item[1]["rank_mean"]):
         parts = [f"{method['parts'][part]:.3g} ({method['ranks'][part]:g})" for part in found["counted"]]
         rows.append([name, f"{method['rank_mean']:.2f}", *parts])
-    return [*lines, "", *_grid(["method", "rank mean", *(f"{part} (rank)" for part in found["counted"])], rows)]
+    return [*lines, "", *_grid(["method", "rank mean", *(f"{_part(part)} (rank)" for part in found["counted"])], rows)]
+
+
+def _part(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def _fits(methods: dict[str, Any]) -> list[str]:

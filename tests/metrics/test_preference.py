@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from csrtrain.metrics.preference import jnd_average_precision, two_afc
+from csrtrain.metrics.bootstrap import group_weights
+from csrtrain.metrics.preference import jnd_average_precision, jnd_draws, two_afc
 
 
 def test_two_afc_is_the_share_that_chose_as_the_metric():
@@ -48,6 +49,16 @@ def test_jnd_average_precision_bounds_that_of_scikit_learn():
     assert jnd_average_precision(distances, same) >= average_precision_score(same, -distances)
     assert jnd_average_precision(np.arange(4.0), np.array([1, 1, 0, 0])) == 1
     assert jnd_average_precision(np.zeros(4), np.array([1, 0, 0, 1])) == 0.5  # equal distances say nothing
+
+
+def test_jnd_of_weights_equals_that_of_repeated_rows():
+    rng = np.random.default_rng(4)
+    distances, same = rng.integers(0, 15, 40).astype(float), rng.integers(0, 4, 40) / 3  # with ties
+    weights = group_weights(np.arange(40) // 2, draws=50)
+    for value, weight in zip(jnd_draws(distances, same, weights), weights.astype(int), strict=True):
+        rows = np.repeat(np.arange(40), weight)
+        assert value == pytest.approx(jnd_average_precision(distances[rows], same[rows]))
+    assert np.isnan(jnd_draws(distances, np.zeros(40), weights)).all()
 
 
 @pytest.mark.parametrize(
