@@ -27,9 +27,12 @@ def draw(results: dict[str, Any]) -> dict[str, bytes]:
             pictures[f"types{mark}.png"] = _bars(methods, "types", "SRCC per type of distortion (median, 95 %)")
         if any("level_order" in method for method in methods.values()):
             pictures[f"monotonicity{mark}.png"] = _orders(methods)
-        if any(method.get("subsets") for method in methods.values()):
-            title = "2AFC" if "two_afc" in next(iter(methods.values()))["measures"] else "JND mAP"
-            pictures[f"subsets{mark}.png"] = _bars(methods, "subsets", f"{title} per subset (95 %)")
+        for measure, title in (("two_afc", "2AFC score"), ("jnd", "JND average precision")):
+            if measure in next(iter(methods.values()))["measures"]:
+                shown = {
+                    name: {**m, "shown": {**m["subsets"], "all": m["measures"][measure]}} for name, m in methods.items()
+                }
+                pictures[f"{measure}{mark}.png"] = _bars(shown, "shown", f"{title} (95 %)")
         if "outliers" in evaluation:
             pictures[f"outliers{mark}.png"] = _outliers(evaluation)
     if results["protocol"] == "cross":
