@@ -18,7 +18,6 @@ _USAGE = """usage: csrtrain VERB ...
               distance:            csrtrain export backbone.safetensors -o distance.safetensors --distance
   score       images -> scores:    csrtrain score metric.safetensors DIR -o scores.csv --heatmap maps/
               -> distances:        csrtrain score distance.safetensors DIR --reference DIR -o distances.csv
-  evaluate    agreement with people: csrtrain evaluate B... --manifest ratings.csv -o results/
   evaluate    beside people:       csrtrain evaluate metric.safetensors --manifest ratings.csv -o results/
   features    images -> numbers:   csrtrain features backbone.safetensors DIR -o features.npz
   check-data  look at images:      csrtrain check-data DIR

@@ -56,13 +56,14 @@ def fit_svr(
     Returns:
         A function from (M,F) to (M,) ratings.
     """
+    chosen = np.arange(len(ratings))
+    if most is not None and len(chosen) > most:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
+    folds = min(folds, len(np.unique(groups[chosen])))
     grid = {"svr__C": [0.1, 1, 10], "svr__gamma": [0.003, 0.01, 0.03, 0.1]}
     search = GridSearchCV(
         make_pipeline(StandardScaler(), SVR(epsilon=0.02)), grid, cv=GroupKFold(folds), refit=most is None
     )
-    chosen = np.arange(len(ratings))
-    if most is not None and len(chosen) > most:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
     search.fit(features[chosen], ratings[chosen], groups=groups[chosen])
     if most is None:
         fitted = search

@@ -298,7 +298,8 @@ def test_a_broken_image_costs_no_other(world, tmp_path, capsys):
     assert "line 5: " in capsys.readouterr().err
     results = json.loads((tmp_path / "results.json").read_text())
     assert [one["line"] for one in results["broken"]] == [5] and "bad.png" in results["broken"][0]["reason"]
-    assert results["evaluations"][0]["splits"] == [{"train": 36, "test": 11}]
+    (split,) = results["evaluations"][0]["splits"]
+    assert (split["train"], split["test"]) == (36, 11)
     assert "bad.png" in (tmp_path / "report.md").read_text()
 
 

@@ -1,6 +1,5 @@
 """How well distances agree with choices (2AFC) and with seen differences (JND): rows, measures, intervals."""
 
-import csv
 import hashlib
 import json
 import math
@@ -12,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csrtrain.data import decode
-from csrtrain.data.manifest import SPLITS
-from csrtrain.data.splits import refuse_repeated, same_image
+from csrtrain.data.manifest import SPLITS, read_rows
+from csrtrain.data.splits import Split, refuse_repeated, same_image
 from csrtrain.evaluate.methods import Method
-from csrtrain.evaluate.rated import Measured, compared
+from csrtrain.evaluate.rated import Measured, compared, described_split
 from csrtrain.metrics import bootstrap
 from csrtrain.metrics.preference import jnd_average_precision, jnd_draws, two_afc
 
@@ -61,10 +60,7 @@ class Preferences(NamedTuple):
 
 def is_preferences(path: str) -> bool:
     """Whether a CSV file has a column of choices, judge or same."""
-    if not path.lower().endswith(".csv") or not os.path.isfile(path):
-        return False
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return bool({"judge", "same"} & set(next(csv.reader(file), [])))
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool({"judge", "same"} & set(read_rows(path)[0]))
 
 
 def read_preferences(path: str) -> Preferences:
@@ -76,10 +72,7 @@ def read_preferences(path: str) -> Preferences:
     Raises:
         ValueError: a column is missing, or rows are wrong or there twice; the message names the lines.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        names = list(reader.fieldnames or [])
-        rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    names, rows = read_rows(path)
     kind: Literal["2afc", "jnd"] = "2afc" if "judge" in names else "jnd"
     images, share = (("reference", "p0", "p1"), "judge") if kind == "2afc" else (("p0", "p1"), "same")
     if missing := [name for name in (*images, share) if name not in names]:
@@ -102,10 +95,9 @@ def read_preferences(path: str) -> Preferences:
             faults.append(f"line {line}: split is {row['split']!r}, none of {', '.join(SPLITS)}")
         if "group" in row and not row["group"]:
             faults.append(f"line {line}: no group")
-    if faults or not rows:
+    if faults:
         more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        listed = "; ".join(faults[:_LISTED]) or "none"
-        raise ValueError(f"Expected sound rows in {path}, got {listed}{more}. Correct them.")
+        raise ValueError(f"Expected sound rows in {path}, got {'; '.join(faults[:_LISTED])}{more}. Correct them.")
     columns = {name: [row[name] for _, row in rows] for name in names}
     references = addresses["reference" if kind == "2afc" else "p0"]
     p0 = addresses["p0"] if kind == "2afc" else []
@@ -229,7 +221,7 @@ def judge(
             }
             for method in methods
         },
-        "splits": [{"train": 0, "test": len(rows)}],
+        "splits": [described_split(Split(np.empty(0, dtype=np.int64), rows))],
         "test_images": len(rows),
         "test_groups": len(np.unique(groups)),
     }

@@ -1,5 +1,6 @@
 """What is fitted to which rows and judged on which: from bundles and manifests to results."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def evaluate(
         return _evaluate_preferences(contenders, manifests, protocol, reading, with_controls, seed)
     read = [_read(path) for path in manifests]
     protocol = _protocol(protocol, contenders, read)
-    results = _frame(protocol, seed, contenders, [(m.file, m.digest, len(m), m.rating_name) for m in read])
+    results = _frame(protocol, seed, reading, contenders, [(m.file, m.digest, len(m), m.rating_name) for m in read])
     results["notes"] = _notes(contenders, [(m.file, m.digest) for m in read], protocol)
     if protocol == "cross":
         check_manifests_apart(read)
@@ -75,12 +76,17 @@ def evaluate(
 
 
 def _frame(
-    protocol: str, seed: int, contenders: Sequence[Contender], manifests: Sequence[tuple[str, str, int, str]]
+    protocol: str,
+    seed: int,
+    reading: Reading,
+    contenders: Sequence[Contender],
+    manifests: Sequence[tuple[str, str, int, str]],
 ) -> dict[str, Any]:
     """What results say before there are any."""
     return {
         "protocol": protocol,
         "seed": seed,
+        "bf16": reading.bf16,
         "bootstrap_draws": DRAWS,
         "versions": {**bundle.versions(), **_versions()},
         "bundles": {one.name: _described(one) for one in contenders},
@@ -110,7 +116,7 @@ def _evaluate_preferences(
     read, protocol = read_preferences(manifests[0]), protocol or "whole"
     rows = tested_rows(read, protocol)
     file, ratings = os.path.basename(read.file), "choices (2AFC)" if read.kind == "2afc" else "seen differences (JND)"
-    results = _frame(protocol, seed, contenders, [(read.file, read.digest, len(read.share), ratings)])
+    results = _frame(protocol, seed, reading, contenders, [(read.file, read.digest, len(read.share), ratings)])
     results["notes"] = _notes(contenders, [(read.file, read.digest)], protocol, True)
     pairs, first, second = read.pairs()
     methods = distance_methods(contenders, pairs, reading, with_controls, seed)
@@ -281,6 +287,7 @@ def _described(contender: Contender) -> dict[str, Any]:
     header: Any = contender.module.header
     return {
         "file": os.path.basename(contender.file),
+        "digest": hashlib.sha256(Path(contender.file).read_bytes()).hexdigest(),
         "kind": contender.kind,
         "training": header.training if header else {},
         "input": header.input if header else {},

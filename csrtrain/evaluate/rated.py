@@ -1,5 +1,6 @@
 """How well methods agree with opinion scores: heads fitted in every split, and measures with intervals."""
 
+import hashlib
 import math
 import time
 import warnings
@@ -474,9 +475,19 @@ def judge(
         "quality": rated.quality[first].tolist(),
         "scores": {name: p.scores[0].tolist() for name, p in predictions.items()},
     }
-    results["splits"] = [{"train": len(split.train), "test": len(split.test)} for split in splits]
+    results["splits"] = [described_split(split) for split in splits]
     results["test_images"], results["test_groups"] = len(tested), len(np.unique(groups))
     return results
+
+
+def described_split(split: Split) -> dict[str, Any]:
+    """How many rows, and a digest of which, so that two results can be seen to have the same."""
+    rows = f"{split.train.tolist()} {split.test.tolist()}"
+    return {
+        "train": len(split.train),
+        "test": len(split.test),
+        "digest": hashlib.sha256(rows.encode()).hexdigest()[:16],
+    }
 
 
 def compared(
