@@ -12,7 +12,7 @@ import numpy as np
 from csrtrain import bundle
 from csrtrain.data.manifest import Manifest, is_manifest, read_manifest
 from csrtrain.data.splits import Split, check_manifests_apart, check_rows, native_split, random_splits
-from csrtrain.evaluate import rated
+from csrtrain.evaluate import judging, rated
 from csrtrain.evaluate.methods import Contender, Method, Reading, distance_methods, load, no_reference_methods
 from csrtrain.evaluate.preferences import is_preferences, read_preferences, tested_rows
 from csrtrain.evaluate.preferences import judge as judge_preferences
@@ -70,7 +70,7 @@ def evaluate(
         (methods, judged, sound), (manifest,) = seen[0], read
         results["notes"] += _left_out(methods, with_controls)
         splits = [_only(split, sound) for split in rows[manifest.file]]
-        found = rated.judge(methods, judged, splits, reading, seed, True)
+        found = judging.judge(methods, judged, splits, reading, seed, True)
         results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
     return results
 
@@ -254,7 +254,7 @@ def _cross(
                 splits = [_only(split, sound) for split in random_splits(source.groups, SPLITS, seed=seed)]
             else:
                 methods, judged, splits = _joined(seen[a], seen[b])
-            cell = rated.judge(methods, judged, splits, reading, seed, False)
+            cell = judging.judge(methods, judged, splits, reading, seed, False)
             found.append({"train": os.path.basename(source.file), "test": os.path.basename(target.file), **cell})
     return found
 

@@ -2,26 +2,23 @@
 
 import hashlib
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from csrtrain import controls
 from csrtrain.data.manifest import Manifest
 from csrtrain.data.splits import Split
-from csrtrain.evaluate.methods import Method, Reading, high_frequency_shares, read_pair
+from csrtrain.evaluate.methods import Method
 from csrtrain.metrics import bootstrap
 from csrtrain.metrics.correlation import krcc, plcc, srcc
 from csrtrain.metrics.levels import in_order, level_pairs
 from csrtrain.metrics.logistic import Curve, fit_logistic
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
-from csrtrain.models.features import TILE
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -29,22 +26,9 @@ Pair = Callable[[int], tuple[Array, Array]]
 
 MEASURES = ("srcc", "krcc", "plcc", "plcc_logistic", "rmse", "outlier_ratio")
 COMPARED = ("srcc", "krcc", "plcc_logistic")
-PARTS = (
-    "srcc",
-    "krcc",
-    "plcc_logistic",
-    "1 - outlier_ratio",
-    "worst_type_srcc",
-    "level_order",
-    "shift_tolerance",
-    "images_per_second",
-)
-"""What the aggregate is made of; higher is better."""
 _FOLDS = 5
 _SEARCHED = 1000  # rows on which the strength of the SVR is chosen
 _FEWEST = 5  # rows of a measure
-_TIMED = 32  # images of shift tolerance and speed
-_SMALLEST = 64  # px: side of these
 
 
 class Rated(NamedTuple):
@@ -187,7 +171,7 @@ class Measured(NamedTuple):
     def described(self, groups: Rows) -> dict[str, Any]:
         """Median over splits, its interval, and every split."""
         low, high = bootstrap.interval(self.draws, groups)
-        return {"value": _median(self.per_split), "low": low, "high": high, "per_split": self.per_split}
+        return {"value": median(self.per_split), "low": low, "high": high, "per_split": self.per_split}
 
 
 def measured(
@@ -312,174 +296,6 @@ def level_order(
     )
 
 
-def shift_and_speed(
-    method: Method, predicted: Predicted, rated: Rated, rows: Rows, reading: Reading
-) -> tuple[float, float]:
-    """Tolerance to a shift by one pixel, and images (pairs) per second; ours, both on at most 32 images.
-
-    Tolerance: 1 - (mean change of the score when the image is shifted by one pixel down and right, its reference stays
-    where it is) / (deviation of the scores over images): 1 is unmoved, 0 or less moves as far as images differ.
-    Speed: decoded images, one at a time, with what moves them to the device and back; it depends on the machine and its
-    load. Of larger images the upper left 1024 pixels, images with a side below 64 are left out.
-    """
-    chosen = rows[np.random.default_rng(0).permutation(len(rows))[:_TIMED]]
-    still: list[float] = []
-    moved: list[float] = []
-    elapsed = 0.0
-    for row in chosen:
-        name = rated.references[row] if method.pairs and rated.references is not None else ""
-        image, reference = read_pair(rated.addresses[row], name, method.channels, method.window, reading.slice_axis)
-        if min(image.shape[2:]) < _SMALLEST:
-            continue
-        image = image[..., : TILE + 1, : TILE + 1]
-        if reference is not None:
-            reference = reference[..., : TILE + 1, : TILE + 1][..., :-1, :-1].contiguous()
-        here, there = image[..., :-1, :-1].contiguous(), image[..., 1:, 1:].contiguous()
-        if not still:
-            method.respond(here, reference)  # the first call also chooses kernels
-        start = time.perf_counter()
-        score = predicted.head(method.respond(here, reference)[None])
-        elapsed += time.perf_counter() - start
-        still.append(float(score[0]))
-        moved.append(float(predicted.head(method.respond(there, reference)[None])[0]))
-    if len(still) < 2:
-        return math.nan, math.nan
-    spread = float(np.std(still))
-    change = float(np.mean(np.abs(np.array(moved) - np.array(still))))
-    return (1 - change / spread if spread > 0 else math.nan), len(still) / elapsed
-
-
-def aggregate(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Our aggregate by definition: the mean, over the parts that all methods have, of the rank among the methods.
-
-    Args:
-        parts: of each method `PARTS`, higher is better, NaN where there is none.
-
-    Returns:
-        parts that count, parts that are left out, and per method rank mean (1 is best in everything) and ranks; equal
-        values share their mean rank.
-    """
-    names = list(parts)
-    counted = [part for part in PARTS if all(math.isfinite(parts[name][part]) for name in names)]
-    ranks = {part: rankdata([-parts[name][part] for name in names]) for part in counted}
-    return {
-        "definition": "ours: mean of the ranks among the methods, 1 is best, of each part with the same weight",
-        "counted": counted,
-        "left_out": [part for part in PARTS if part not in counted],
-        "methods": {
-            name: {
-                "rank_mean": float(np.mean([ranks[part][k] for part in counted])) if counted else math.nan,
-                "ranks": {part: float(ranks[part][k]) for part in counted},
-                "parts": parts[name],
-            }
-            for k, name in enumerate(names)
-        },
-    }
-
-
-def residuals(predicted: Predicted, rated: Rated, splits: Sequence[Split]) -> Array:
-    """(N,) mean over the splits that test a row of |curve(score) - rating|; NaN where none does."""
-    total, count = np.zeros(len(rated.quality)), np.zeros(len(rated.quality))
-    for score, curve, split in zip(predicted.scores, predicted.curves, splits, strict=True):
-        total[split.test] += np.abs(curve(score) - rated.quality[split.test])
-        count[split.test] += 1
-    return np.asarray(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
-
-
-def outliers(
-    predictions: dict[str, Predicted],
-    methods: Sequence[Method],
-    rated: Rated,
-    splits: Sequence[Split],
-    reading: Reading,
-) -> dict[str, Any]:
-    """Do the errors grow with the high frequencies of the reference (of the image, where there is none)?"""
-    of_reference = rated.references is not None and all(rated.references)
-    addresses = rated.references if of_reference and rated.references is not None else rated.addresses
-    shares = high_frequency_shares(addresses, methods[0].window, reading)
-    found: dict[str, Any] = {"of": "reference" if of_reference else "image", "high_frequency": shares.tolist()}
-    for name, predicted in predictions.items():
-        errors = residuals(predicted, rated, splits)
-        rows = np.flatnonzero(np.isfinite(errors) & np.isfinite(shares))
-        groups = rated.groups[rows]
-        draws = bootstrap.weighted_srcc(errors[rows], shares[rows], bootstrap.group_weights(groups))
-        low, high = bootstrap.interval(draws, groups)
-        found.setdefault("methods", {})[name] = {
-            "srcc": srcc(errors[rows], shares[rows]),
-            "low": low,
-            "high": high,
-            "errors": errors.tolist(),
-        }
-    return found
-
-
-def judge(
-    methods: Sequence[Method],
-    rated: Rated,
-    splits: Sequence[Split],
-    reading: Reading,
-    seed: int,
-    with_aggregate: bool,
-) -> dict[str, Any]:
-    """Everything about one manifest (or pair of manifests): see docs/evaluation.md.
-
-    Args:
-        with_aggregate: also what needs the images again: shift tolerance, speed, high frequencies.
-    """
-    tested = np.unique(np.concatenate([split.test for split in splits]))
-    groups = rated.groups[tested]
-    weights = np.zeros((bootstrap.DRAWS, len(rated.quality)))
-    weights[:, tested] = bootstrap.group_weights(groups, seed=seed)
-    predictions = {method.name: predict(method, rated, splits, seed) for method in methods}
-    found = {name: agreement(p, rated, splits, weights) for name, p in predictions.items()}
-    results: dict[str, Any] = {"methods": {}}
-    parts: dict[str, dict[str, float]] = {}
-    for method in methods:
-        predicted, measures = predictions[method.name], found[method.name]
-        types = by_type(predicted, rated, splits, weights)
-        levels = level_order(predicted, rated, splits, weights)
-        row: dict[str, Any] = {
-            "kind": method.kind,
-            "head": method.head,
-            "measures": {name: measure.described(groups) for name, measure in measures.items()},
-            "types": {name: measure.described(groups) for name, measure in types.items()},
-            "alphas": predicted.alphas,
-            "curves": [curve._asdict() for curve in predicted.curves],
-            "versus": {name: compared(measures, found[name], groups) for name in method.controls},
-        }
-        if levels is not None:
-            row["level_order"] = levels.described(groups)
-            row["level_order_of_types"] = {
-                name: one.described(groups)
-                for name in types
-                if (one := level_order(predicted, rated, splits, weights, name)) is not None
-            }
-        if with_aggregate:
-            tolerance, speed = shift_and_speed(method, predicted, rated, splits[0].test, reading)
-            values = {name: row["measures"][name]["value"] for name in measures}
-            parts[method.name] = {
-                **{name: values[name] for name in ("srcc", "krcc", "plcc_logistic")},
-                "1 - outlier_ratio": 1 - values.get("outlier_ratio", math.nan),
-                "worst_type_srcc": min((t["value"] for t in row["types"].values()), default=math.nan),
-                "level_order": row["level_order"]["value"] if "level_order" in row else math.nan,
-                "shift_tolerance": tolerance,
-                "images_per_second": speed,
-            }
-        results["methods"][method.name] = row
-    if with_aggregate:
-        results["aggregate"] = aggregate(parts)
-        results["outliers"] = outliers(predictions, methods, rated, splits, reading)
-    first = splits[0].test
-    results["scatter"] = {
-        "rows": first.tolist(),
-        "quality": rated.quality[first].tolist(),
-        "scores": {name: p.scores[0].tolist() for name, p in predictions.items()},
-    }
-    results["splits"] = [described_split(split) for split in splits]
-    results["test_images"], results["test_groups"] = len(tested), len(np.unique(groups))
-    return results
-
-
 def described_split(split: Split) -> dict[str, Any]:
     """How many rows, and a digest of which, so that two results can be seen to have the same."""
     rows = f"{split.train.tolist()} {split.test.tolist()}"
@@ -497,11 +313,11 @@ def compared(
     found = {}
     for name in names:
         low, high = bootstrap.interval(measures[name].draws - control[name].draws, groups)
-        difference = _median(measures[name].per_split) - _median(control[name].per_split)
+        difference = median(measures[name].per_split) - median(control[name].per_split)
         found[name] = {"difference": difference, "low": low, "high": high, "beats": low > 0}
     return found
 
 
-def _median(values: Sequence[float]) -> float:
+def median(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return float(np.median(finite)) if finite else math.nan
