@@ -18,7 +18,8 @@ from csrtrain.data import decode, samples
 from csrtrain.data.manifest import read_manifest
 from csrtrain.data.splits import random_splits
 from csrtrain.evaluate import rated
-from csrtrain.evaluate.methods import Method, features_of
+from csrtrain.evaluate.aggregate import PARTS, aggregate, shift_and_speed
+from csrtrain.evaluate.methods import Method, Reading, features_of
 from csrtrain.evaluate.protocols import evaluate
 from csrtrain.metrics import bootstrap
 from csrtrain.metrics.representation import group_folds
@@ -400,3 +401,32 @@ def test_dmos_has_its_sign_turned(world):
     found = [judged(world, "metric", manifest=name)["evaluations"][0] for name in ("rated.csv", "dmos.csv")]
     values = [one["methods"]["metric"]["measures"]["srcc"]["value"] for one in found]
     assert values[0] == pytest.approx(values[1]) and abs(values[0]) > 0.01
+
+
+def test_the_aggregate_is_the_mean_of_ranks():
+    values = {
+        "a": dict.fromkeys(PARTS, 0.5),
+        "b": dict.fromkeys(PARTS, 0.5) | {"srcc": 0.9, "images_per_second": 0.1},
+        "c": dict.fromkeys(PARTS, 0.5) | {"srcc": 0.7, "level_order": math.nan},
+    }
+    found = aggregate(values)
+    assert found["left_out"] == ["level_order"] and len(found["counted"]) == len(PARTS) - 1
+    assert found["methods"]["b"]["ranks"]["srcc"] == 1 and found["methods"]["a"]["ranks"]["srcc"] == 3
+    assert found["methods"]["a"]["ranks"]["images_per_second"] == 1.5  # equal values share their mean rank
+    five_equal = 5 * 2
+    assert found["methods"]["b"]["rank_mean"] == pytest.approx((1 + 3 + five_equal) / 7)
+
+
+def test_a_shift_moves_what_sees_places(world):
+    """A mean of pixels hardly notices one pixel; the value of one place in noise moves as far as images differ."""
+    manifest = read_manifest(str(world / "rated.csv"))
+    rows = np.flatnonzero(np.array(manifest.columns["type"]) == "noise")
+    found = []
+    for respond in (
+        lambda x, y: np.array([float(x.mean())]),
+        lambda x, y: np.array([float((x[..., 20, 20] - x[..., 20, 22]).mean())]),
+    ):
+        method = Method("m", "control", "none", np.zeros((len(manifest), 1)), {}, respond)
+        predicted = rated.Predicted([], [], [], lambda values: values[:, 0])
+        found.append(shift_and_speed(method, predicted, rated.rated_of(manifest), rows, Reading()))
+    assert found[0][0] > 0.95 and found[1][0] < 0.5 and found[0][1] > 0
