@@ -77,11 +77,9 @@ def _require_pixels(dataset: Dataset) -> str:
     for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:
             return keyword
-    classes = [
-        pydicom.uid.UID(str(uid)).name
-        for uid in (getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID"), dataset.get("SOPClassUID"))
-        if str(uid) in pydicom.uid.UID_dictionary
-    ]
+    uids = (getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID"), dataset.get("SOPClassUID"))
+    names = {str(uid): pydicom.uid.UID(str(uid)).name for uid in uids}
+    classes = [name for uid, name in names.items() if name != uid]  # of an unknown one the name is the number
     if classes and not any("Image Storage" in name for name in classes):
         raise NoImageError(f"Expected a DICOM image, got a file without pixel data ({classes[0]}). Leave it out.")
     raise DecodeError("Expected a DICOM image, got a file without pixel data: cut off or damaged. Use another copy.")
