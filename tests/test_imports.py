@@ -24,7 +24,16 @@ ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 
 # Where a library may be imported, by file or folder.
 HOMES = {
-    "lightning": ["cli.py", "training_cli.py", "pretrain/", "quality/", "runs/", "data/unlabeled.py", "data/scored.py"],
+    "lightning": [
+        "cli.py",
+        "training_cli.py",
+        "pretrain/",
+        "quality/",
+        "runs/",
+        "data/unlabeled.py",
+        "data/scored.py",
+        "data/triplets.py",
+    ],
     "kornia": ["augment/"],
     "wandb": ["runs/"],
 }

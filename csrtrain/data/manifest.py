@@ -86,14 +86,22 @@ def read_manifest(
         ValueError: a column is missing, or rows are wrong; the message names the lines.
     """
     manifest, problems = inspect_manifest(path, path_column, rating_range)
+    refuse(path, problems, "; csrtrain check-data lists all")
+    return manifest
+
+
+def refuse(path: str, problems: list[Problem], advice: str = "") -> None:
+    """Raise what is wrong with rows of a file, by line.
+
+    Raises:
+        ValueError: there are problems.
+    """
     if problems:
         listed = "; ".join(f"line {problem.line}: {problem.text}" for problem in problems[:_LISTED])
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise ValueError(
-            f"Expected sound rows in {path}, got {len(problems)} faults: {listed}{more}. Correct them; csrtrain "
-            "check-data lists all."
+            f"Expected sound rows in {path}, got {len(problems)} faults: {listed}{more}. Correct them{advice}."
         )
-    return manifest
 
 
 def is_manifest(path: str) -> bool:
@@ -126,8 +134,8 @@ def inspect_manifest(
         )
     folder, lines = os.path.dirname(path), [line for line, _ in rows]
     problems: list[Problem] = []
-    addresses = [_address(folder, row[path_column]) for _, row in rows]
-    references = [_address(folder, row["reference"]) for _, row in rows] if "reference" in names else None
+    addresses = [address_in(folder, row[path_column]) for _, row in rows]
+    references = [address_in(folder, row["reference"]) for _, row in rows] if "reference" in names else None
     ratings = np.full(len(rows), np.nan)
     for i, (line, row) in enumerate(rows):
         reference = references[i] if references is not None else ""
@@ -158,7 +166,12 @@ def inspect_manifest(
 
 
 def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names, and the rows with the line that each ends in."""
+    """Column names of a CSV file, and its rows with the line that each ends in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV file in UTF-8, has no rows, or two columns of one name.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="", restkey="")
@@ -175,17 +188,23 @@ def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return names, rows
 
 
-def _address(folder: str, text: str) -> str:
+def address_in(folder: str, text: str) -> str:
+    """The address that a manifest in this folder means; "" stays."""
     return os.path.join(folder, os.path.expanduser(text)) if text else ""
 
 
 def _faults(row: dict[str, str], path_column: str, address: str, reference: str) -> list[str]:
+    return row_faults(row, {path_column: address} | ({"reference": reference} if reference else {}))
+
+
+def row_faults(row: dict[str, str], addresses: dict[str, str]) -> list[str]:
+    """What is wrong with the images of a row, by column, and with its group and split where it has them."""
     faults = []
-    for column, value in ((path_column, address), ("reference", reference)):
-        if value and not os.path.isfile(decode.split(value)[0]):
+    for column, address in addresses.items():
+        if not address:
+            faults.append(f"no {column}")
+        elif not os.path.isfile(decode.split(address)[0]):
             faults.append(f"no file {row[column]}")
-    if not address:
-        faults.append(f"no {path_column}")
     if "group" in row and not row["group"]:
         faults.append("no group")
     if "split" in row and row["split"] not in SPLITS:
@@ -214,8 +233,19 @@ def _markers(
 
 
 def _groups(addresses: list[str], references: list[str] | None, groups: list[str] | None) -> NDArray[np.int64]:
-    """(N,) rows that share a file, a reference or a group, directly or through others, share a number."""
-    parent = list(range(len(addresses)))
+    """(N,) rows that share a file, a reference or a group; a pristine image belongs to those made from it."""
+    keys: list[list[tuple[str, str]]] = []
+    for i, address in enumerate(addresses):
+        file = os.path.realpath(decode.split(address)[0]) if address else ""
+        keys.append([("file", file), ("image", address)])
+        keys[i] += [("image", references[i])] if references else []
+        keys[i] += [("group", groups[i])] if groups else []
+    return joined(keys)
+
+
+def joined(keys: list[list[tuple[str, str]]]) -> NDArray[np.int64]:
+    """(N,) rows that share a key (kind, name), directly or through others, share a number; names of "" join nothing."""
+    parent = list(range(len(keys)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -223,16 +253,10 @@ def _groups(addresses: list[str], references: list[str] | None, groups: list[str
             i = parent[i]
         return i
 
-    files = [os.path.realpath(decode.split(address)[0]) if address else "" for address in addresses]
-    for names in (files, references, groups):
-        first: dict[str, int] = {}
-        for i, name in enumerate(names or []):
-            if name:
-                parent[root(i)] = root(first.setdefault(name, i))
-    if references:  # a pristine image belongs to those made from it
-        of_path = {address: i for i, address in enumerate(addresses)}
-        for i, reference in enumerate(references):
-            if reference in of_path:
-                parent[root(i)] = root(of_path[reference])
-    numbers = np.unique([root(i) for i in range(len(addresses))], return_inverse=True)[1]
+    first: dict[tuple[str, str], int] = {}
+    for i, of_row in enumerate(keys):
+        for key in of_row:
+            if key[1]:
+                parent[root(i)] = root(first.setdefault(key, i))
+    numbers = np.unique([root(i) for i in range(len(keys))], return_inverse=True)[1]
     return np.asarray(numbers, dtype=np.int64)

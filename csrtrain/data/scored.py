@@ -1,4 +1,4 @@
-"""Rated images, whole, each once: what a no-reference head is fitted to."""
+"""Rated images, whole, each once, alone or beside their references: what heads are fitted to."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
-from csrtrain.data.manifest import Manifest, read_manifest
+from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
+from csrtrain.data.manifest import Manifest, Problem, read_manifest, refuse
 from csrtrain.data.whole import WholeBatch, WholeImages
 from csrtrain.distributed import rank, world_size
 
@@ -123,6 +124,54 @@ class ScoredData(LightningDataModule):
             "groups": int(len(np.unique(self.rated.groups))),
             "train": len(self.train_rows),
         }
+
+
+class PairData(ScoredData):
+    """The images of a manifest beside their references (column `reference`), for one pass over distinct pairs.
+
+    Arguments as for `ScoredData`; `batch_size` counts images, and a reference goes together with what was made of it.
+    The images of a pair must be of one size; `max_broken` counts pairs that are not, too.
+    """
+
+    _comparisons: Comparisons | None = None
+
+    @property
+    def rated(self) -> Manifest:
+        """The rows, each with a reference.
+
+        Raises:
+            ValueError: rows have none; the message names the lines.
+        """
+        if self._manifest is None:
+            found = read_manifest(self.path, self.path_column, self.rating_range)
+            if found.references is None:
+                raise ValueError(
+                    f"Expected a column reference of undistorted images in {self.path}, got "
+                    f"{', '.join(found.columns)}. Add it, or fit a no-reference head."
+                )
+            rows = zip(found.lines, found.references, strict=True)
+            refuse(self.path, [Problem(line, "no reference") for line, reference in rows if not reference])
+            self._manifest = found
+        return self._manifest
+
+    @property
+    def comparisons(self) -> Comparisons:
+        """Each image and its reference."""
+        if self._comparisons is None:
+            self._comparisons = compare(self.rated.references or [], self.rated.addresses)
+        return self._comparisons
+
+    def train_dataloader(self) -> DataLoader[PairBatch]:  # type: ignore[override]  # other batches
+        """Every pair once over all ranks, as many steps on each rank."""
+        return pair_loader(
+            self.comparisons,
+            self.channels,
+            self.batch_size,
+            self.workers,
+            self.window,
+            self.slice_axis,
+            self.max_megapixels,
+        )
 
 
 def _as_is(found: Any) -> Any:

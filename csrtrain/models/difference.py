@@ -1,6 +1,7 @@
 """CONTRIQUE's full-reference regressor: a linear head on how far the representations of two images differ."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,25 @@ class DifferenceMetric(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             found = (differences.float() @ self.weight).clamp(min=0)
         return torch.where(differs, found, torch.zeros_like(found))
+
+    def differences(self, images: Tensor, left: Sequence[int], right: Sequence[int]) -> Tensor:
+        """What the weights are multiplied with: |h(x) - h(y)| of pairs.
+
+        Args:
+            images: (n,C,H,W) uint8, or float in [0,1]; each goes through the backbones once.
+            left, right: (P,) which of the images are compared, by their place.
+
+        Returns:
+            (P,F) float32, exactly 0 for identical images.
+
+        Raises:
+            ValueError: other channels or types.
+        """
+        h, i, j = self.features(images), list(left), list(right)
+        differs = (images[i] != images[j]).flatten(1).any(1)
+        with torch.autocast(images.device.type, enabled=False):
+            found: Tensor = (h[i] - h[j]).abs() * differs[:, None]
+        return found
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As `distance`."""

@@ -96,6 +96,51 @@ class FullReferenceMetric(nn.Module):
         self._check("references", y)
         return Reference(y, self._unit_maps(y), torch.is_autocast_enabled(y.device.type))
 
+    def channel_differences(self, images: Tensor, left: Sequence[int], right: Sequence[int]) -> Tensor:
+        """What the weights are multiplied with: `distance` is this times the weights of all stages, end to end.
+
+        Args:
+            images: (n,C,H,W) uint8, or float in [0,1]; each goes through the backbone once.
+            left, right: (P,) which of the images are compared, by their place.
+
+        Returns:
+            (P,F) float32, per channel of all stages the mean over places of the squared difference of unit vectors, at
+            least 0; exactly 0 for identical images. Stage by stage, one pair at a time: memory does not grow with P.
+
+        Raises:
+            ValueError: other channels or types, or, on a CPU, values.
+        """
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        self._check("images", x)
+        maps = self._unit_maps(x)
+        with torch.autocast(x.device.type, enabled=False):
+            found = [
+                torch.cat([(stage[i] - stage[j]).square().mean((1, 2)) for stage in maps]) * (x[i] != x[j]).any()
+                for i, j in zip(left, right, strict=True)
+            ]
+        return torch.stack(found)
+
+    @property
+    def all_weights(self) -> Tensor:
+        """(F,) the weights of all stages, end to end."""
+        return torch.cat([weight.detach() for weight in self.weights.values()])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Tensor) -> None:
+        """Take (F,) weights, at least 0, for all stages, end to end.
+
+        Raises:
+            ValueError: another number of weights, or a weight below 0 or not finite.
+        """
+        sizes = [len(weight) for weight in self.weights.values()]
+        if weights.shape != (sum(sizes),) or not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+            raise ValueError(
+                f"Expected {sum(sizes)} finite weights of at least 0, got {tuple(weights.shape)}, "
+                f"{float(weights.min()):g} to {float(weights.max()):g}. Fit others."
+            )
+        for own, part in zip(self.weights.values(), torch.split(weights, sizes), strict=True):
+            own.copy_(part)
+
     def _stages(self, x: Tensor, y: Tensor | Reference) -> list[Tensor]:
         """(B,h,w) float32 per stage: weighted squared differences."""
         reference = y if isinstance(y, Reference) else None

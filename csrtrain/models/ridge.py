@@ -1,6 +1,6 @@
 """Ridge regression in closed form, with the exact prediction of every held-out block for every alpha.
 
-One eigendecomposition serves all alphas and all folds. Least squares with an unpenalised intercept has a hat matrix
+One eigendecomposition serves all alphas and all folds. Least squares, with or without an intercept, has a hat matrix
 H(alpha), and leaving a block b of rows out leaves the residuals (I - H_bb)^-1 e_b (Cook & Weisberg, "Residuals and
 influence in regression", 1982, section 3.6), which hold for any size of block.
 """
@@ -24,7 +24,7 @@ class RidgeFit(NamedTuple):
     alphas: (A,) as given.
     held_out: (A,N) prediction of each row by a fit without its fold, for each alpha.
     weights: (A,D) of the fit to all rows.
-    biases: (A,).
+    biases: (A,), 0 without an intercept.
     """
 
     alphas: Array
@@ -43,6 +43,7 @@ def fit(
     y: Array,
     folds: NDArray[np.int64],
     alphas: tuple[float, ...] = ALPHAS,
+    intercept: bool = True,
 ) -> RidgeFit:
     """Minimise |y - h w - b|^2 + alpha |w|^2 in float64, on all rows and without each fold in turn.
 
@@ -51,6 +52,7 @@ def fit(
         y: (N,) ratings.
         folds: (N,) fold of each row; rows that belong together, of one reference or patient, must share it.
         alphas: all above 0.
+        intercept: b, which is not penalised; 0 without it.
 
     Raises:
         ValueError: values are not finite, numbers of rows differ, alphas are not positive, or there is one fold only.
@@ -59,7 +61,7 @@ def fit(
     target = torch.as_tensor(np.asarray(y, dtype=np.float64))
     _check(x, target, folds, alphas)
     n, dim = x.shape
-    mean, center = x.mean(0), target.mean()
+    mean, center = x.mean(0) * intercept, target.mean() * intercept
     x, target = x - mean, target - center
     if n > dim:
         values, vectors = torch.linalg.eigh(x.T @ x)
@@ -77,7 +79,7 @@ def fit(
         scaled = scores / (values + alpha).sqrt()
         for rows in blocks:
             part = scaled[rows]
-            kept = torch.mm(part, part.T).neg_().sub_(1 / n)  # -H_bb: of the intercept and of the weights
+            kept = torch.mm(part, part.T).neg_().sub_(intercept / n)  # -H_bb: of the intercept and of the weights
             kept.diagonal().add_(1)
             outside = torch.linalg.solve(kept, residuals[rows])
             held_out[a, rows] = target[rows] - outside

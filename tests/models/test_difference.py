@@ -45,3 +45,15 @@ def test_bad_pairs(metric):
         metric.distance(x * torch.nan, x)
     with pytest.raises(ValueError, match=r"Expected images \(B,3,H,W\)"):
         metric.distance(x[:, :1], x[:, :1])
+
+
+def test_the_distance_is_the_differences_times_the_weights():
+    torch.manual_seed(0)
+    metric = DifferenceMetric(FrozenFeatures([Backbone("test_resnet")], [Contract()]))
+    metric.weight.copy_(torch.rand(metric.weight.shape))
+    images = torch.rand(4, 3, 64, 72)
+    images[3] = images[0]
+    found = metric.differences(images, [0, 1, 0, 2], [1, 2, 3, 2])
+    expected = metric.distance(images[[0, 1, 0, 2]], images[[1, 2, 3, 2]])
+    torch.testing.assert_close(found @ metric.weight, expected, rtol=1e-5, atol=1e-6)
+    assert found.shape == (4, len(metric.weight)) and bool((found[2:] == 0).all()) and bool((found >= 0).all())

@@ -236,3 +236,34 @@ def test_wrong_pairs_are_refused(metric, pairs, change, message):
 def test_wrong_stages(stages):
     with pytest.raises(ValueError, match="Expected stages in order from 0 to 4, got"):
         FullReferenceMetric(Backbone("test_resnet"), stages)
+
+
+def test_distances_are_channel_differences_times_weights(metric, pairs):
+    weighted = FullReferenceMetric(metric.backbone, stages=[0, 2])
+    sizes = [len(weight) for weight in weighted.weights.values()]
+    weighted.set_weights(torch.rand(sum(sizes), generator=torch.Generator().manual_seed(0)))
+    images = torch.cat([*pairs])
+    found = weighted.channel_differences(images, [0, 1, 3, 2, 5], [4, 5, 7, 2, 1])
+    assert found.shape == (5, sum(sizes)) and found.dtype == torch.float32 and bool((found >= 0).all())
+    expected = weighted.distance(images[[0, 1, 3, 2, 5]], images[[4, 5, 7, 2, 1]])
+    torch.testing.assert_close(found @ weighted.all_weights, expected, rtol=1e-5, atol=1e-7)
+    assert bool((found[3] == 0).all())  # an image and itself
+    torch.testing.assert_close(found[1], found[4])  # no direction
+    bytes_ = (images * 255).round().to(torch.uint8)
+    torch.testing.assert_close(
+        weighted.channel_differences(bytes_, [0], [4]), weighted.channel_differences(bytes_.float() / 255, [0], [4])
+    )
+
+
+def test_equal_images_at_two_places_differ_in_nothing(metric, pairs):
+    images = torch.cat([pairs[0], pairs[0]])
+    assert bool((metric.channel_differences(images, [0, 3], [4, 7]) == 0).all())
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3), -1.0, torch.nan])
+def test_weights_below_zero_are_refused(metric, wrong):
+    weights = torch.ones(len(metric.all_weights))
+    if isinstance(wrong, float):
+        weights[5] = wrong
+    with pytest.raises(ValueError, match="finite weights of at least 0, got"):
+        metric.set_weights(weights if isinstance(wrong, float) else wrong)

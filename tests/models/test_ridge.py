@@ -6,24 +6,26 @@ from sklearn.linear_model import Ridge
 from csrtrain.models import ridge
 
 
-def problem(n, dim, groups=None, seed=0):
+def problem(n, dim, groups=None, seed=0, offset=3.0):
     rng = np.random.default_rng(seed)
-    h = rng.normal(size=(n, dim)) @ np.diag(np.geomspace(1, 1e-2, dim)) + 3
+    h = rng.normal(size=(n, dim)) @ np.diag(np.geomspace(1, 1e-2, dim)) + offset
     y = h @ rng.normal(size=dim) + 0.3 * rng.normal(size=n) + 50
     return h, y, rng.integers(0, groups or 5, n)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("n, dim", [(60, 12), (40, 100), (50, 50)])
 @pytest.mark.parametrize("alpha", ridge.ALPHAS)
-def test_every_fit_and_every_held_out_prediction_is_scikit_learns(n, dim, alpha):
-    h, y, folds = problem(n, dim)
-    ours = ridge.fit(h, y, folds, (alpha,))
-    whole = Ridge(alpha).fit(h, y)
+def test_every_fit_and_every_held_out_prediction_is_scikit_learns(n, dim, alpha, intercept):
+    # Without an intercept a large offset would be the conditioning of the problem, in scikit-learn as here.
+    h, y, folds = problem(n, dim, offset=3.0 if intercept else 0.3)
+    ours = ridge.fit(h, y, folds, (alpha,), intercept)
+    whole = Ridge(alpha, fit_intercept=intercept).fit(h, y)
     np.testing.assert_allclose(ours.weights[0], whole.coef_, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(ours.biases[0], whole.intercept_, rtol=1e-9)
     for fold in np.unique(folds):
         out = folds == fold
-        without = Ridge(alpha).fit(h[~out], y[~out])
+        without = Ridge(alpha, fit_intercept=intercept).fit(h[~out], y[~out])
         np.testing.assert_allclose(ours.held_out[0, out], without.predict(h[out]), rtol=1e-9, atol=1e-9)
 
 
