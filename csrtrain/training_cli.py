@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.models.weights import read_torch
-from csrtrain.quality import NoReference
+from csrtrain.quality import Head
 from csrtrain.runs import checkpoints, directory
 from csrtrain.runs.loggers import CsvLogger
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
@@ -180,11 +180,11 @@ class TrainingCLI(LightningCLI):
         if interactive:
             callbacks.append(RichProgressBar())
         config["enable_model_summary"] = bool(config["enable_model_summary"])  # off unless asked for
-        if isinstance(self._get(self.config_init, "model"), NoReference):
+        if isinstance(self._get(self.config_init, "model"), Head):
             if self.subcommand != "fit":
                 raise ValueError(
-                    f"Expected fit for a no-reference head, got {self.subcommand}. Its measures are in the summary of "
-                    "fit and in scores.csv of the run; csrtrain score scores other images."
+                    f"Expected fit for a head on a frozen backbone, got {self.subcommand}. Its measures are in the "
+                    "summary of fit and in scores.csv of the run; csrtrain score scores other images."
                 )
         else:
             callbacks += [RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
@@ -196,7 +196,7 @@ class TrainingCLI(LightningCLI):
         if self._resume is not None:
             stored = read_torch(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
-            if isinstance(model, NoReference) and step > 0:
+            if isinstance(model, Head) and step > 0:
                 model.check_stored(stored, self.datamodule)
                 rank_zero_only(print)("This run is complete. csrtrain export makes the metric; --fresh begins anew.")
                 return

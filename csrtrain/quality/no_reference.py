@@ -1,9 +1,6 @@
 """A no-reference metric: one pass of frozen features over rated images, then ridge regression in closed form."""
 
-import csv
-import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +11,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from csrtrain import bundle
-from csrtrain.data.decode import DecodeError
 from csrtrain.data.manifest import SPLITS, Manifest
 from csrtrain.data.whole import Groups, WholeBatch
 from csrtrain.distributed import world_size
 from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
-from csrtrain.models.backbone import Backbone
 from csrtrain.models.domain import appearance
-from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.models.features import FrozenFeatures
 from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
+from csrtrain.quality import one_pass
 
 _FEWEST = 20  # ratings of the learning curve's first point, which doubles
 _DRAWS = 10  # of each size
-_LISTED = 20  # broken images, at most
 
 Array = NDArray[np.float64]
 
@@ -70,49 +65,25 @@ class NoReference(LightningModule):
         self.automatic_optimization = False  # the head is solved for; DDP wants a parameter that could be trained
         if folds < 2:
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
-        names = [backbone] if isinstance(backbone, str) else backbone
-        backbones = [
-            bundle.load_backbone(n) if n.endswith(".safetensors") else Backbone(n, channels, weights) for n in names
-        ]
-        contracts = []
-        for one in backbones:
-            declared: dict[str, Any] = one.header.features if one.header else {"scales": [1.0, 0.5], "l2": True}
-            contracts.append(
-                Contract(
-                    tuple(float(scale) for scale in (declared["scales"] if scales is None else scales)),
-                    bool(declared["l2"] if l2 is None else l2),
-                    crops,
-                )
-            )
-        self.windows = {str(one.header.input["window"]): one.header.input["window"] for one in backbones if one.header}
-        if len(self.windows) > 1:
-            raise ValueError(f"Expected bundles of one intensity window, got {', '.join(self.windows)}. Use others.")
-        self.metric = NoReferenceMetric(FrozenFeatures(backbones, contracts), RatingScale(0, 1))
+        features = one_pass.frozen_features(backbone, channels, scales, l2, crops, weights)
+        self.window = one_pass.common_window(features.backbones)
+        self.metric = NoReferenceMetric(features, RatingScale(0, 1))
         self.alphas = tuple(alphas or ridge.ALPHAS)
         self.folds = folds
         self.learning_curve = learning_curve
         self.summary: list[str] = []
-        self.untrained = [n for n in names if not n.endswith(".safetensors")] if weights == "none" else []
+        self.untrained = one_pass.untrained(backbone, weights)
         self._folded: list[FrozenFeatures] = []
         self._groups = Groups(16)
         self._broken: dict[int, str] = {}
         self._left_out: list[str] = []
         self._results: dict[str, float] = {}
-        self._tenth = 0
         self._rows: list[NDArray[np.int64]] = []
         self._features: list[NDArray[np.float32]] = []  # and behind them the appearance
 
     def setup(self, stage: str) -> None:
         """Tell the data how the backbones' images were read, and learn what the ratings mean."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.trainer.max_epochs != 1 or self.trainer.max_steps not in (-1, 1):
-            raise ValueError(
-                f"Expected trainer.max_epochs 1 and no max_steps for a head that is solved for in one pass, got "
-                f"{self.trainer.max_epochs} and {self.trainer.max_steps}. Correct the config."
-            )
-        data.channels = self.metric.features.channels
-        for window in self.windows.values():
-            data.window = tuple(window) if isinstance(window, list) else window
+        data = one_pass.prepare(self.trainer, self.metric.features.channels, self.window)
         rated, rows = data.rated, data.train_rows
         low, high = data.rating_range or (rated.ratings[rows].min(), rated.ratings[rows].max())
         if not low < high:
@@ -136,8 +107,7 @@ class NoReference(LightningModule):
                 self._extract(ready)
         elif batch.reason:
             self._broken[batch.rows[0]] = batch.reason
-        if self.trainer.progress_bar_callback is None:
-            self._say_progress(batch_idx + 1)
+        one_pass.say_progress(self.trainer, batch_idx)
         if self.trainer.is_last_batch:
             for ready in self._groups.rest():
                 self._extract(ready)
@@ -155,14 +125,6 @@ class NoReference(LightningModule):
         h = self._folded[0](batch.images).float()
         self._rows.append(np.array(batch.rows, dtype=np.int64))
         self._features.append(torch.cat([h, looks], 1).cpu().numpy())
-
-    @rank_zero_only
-    def _say_progress(self, done: int) -> None:
-        """A line for every tenth of the pass."""
-        steps = int(self.trainer.num_training_batches)
-        if 10 * done // steps > self._tenth:
-            self._tenth = 10 * done // steps
-            print(f"features: step {done} of {steps}", flush=True)
 
     def _fit(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -201,12 +163,7 @@ class NoReference(LightningModule):
             dist.all_gather_object(found, own)
         rows = np.concatenate([rows for rows, _, _ in found])
         broken = {row: reason for _, _, reasons in found for row, reason in sorted(reasons.items())}
-        if len(broken) > data.max_broken:
-            listed = "\n".join([*list(broken.values())[:_LISTED], *(["..."] if len(broken) > _LISTED else [])])
-            raise DecodeError(
-                f"Expected at most {data.max_broken} broken images (data.max_broken), got {len(broken)}. Mend or "
-                f"remove them, or raise the limit:\n{listed}"
-            )
+        one_pass.refuse_broken(list(broken.values()), data.max_broken)
         if len(np.unique(rows)) != len(rows) or len(rows) + len(broken) != len(data.rated):
             raise ValueError(
                 f"Expected every image once, got {len(rows)} of {len(data.rated)}. Leave out "
@@ -229,7 +186,7 @@ class NoReference(LightningModule):
         ]
         self._results = {"alpha": alpha}
         if self._left_out:
-            self.summary += [f"Left out {len(self._left_out)} broken images:", *self._left_out[:_LISTED]]
+            self.summary += [f"Left out {len(self._left_out)} broken images:", *self._left_out[: one_pass.LISTED]]
         if self.untrained:
             self.summary.append(f"The backbone {', '.join(self.untrained)} is untrained: name a bundle for a metric.")
         if scale.name == "proxy":
@@ -267,7 +224,7 @@ class NoReference(LightningModule):
             (addresses[row], split, f"{rating:.10g}", f"{value:.10g}")
             for row, split, rating, value in zip(rows, splits, ratings, predicted, strict=True)
         ]
-        self._write("scores.csv", ["path", "split", self.metric.scale.name, "predicted"], lines)
+        one_pass.write_table(self.trainer, "scores.csv", ["path", "split", self.metric.scale.name, "predicted"], lines)
 
     @rank_zero_only
     def _write_curve(self, h: Array, ratings: Array, groups: NDArray[np.int64], splits: Any, seed: int) -> None:
@@ -296,31 +253,16 @@ class NoReference(LightningModule):
             if values:
                 mean_and_ends = (float(np.mean(values)), min(values), max(values))
                 lines.append((str(size), *(f"{v:.4f}" for v in mean_and_ends), len(values)))
-        self._write("learning_curve.csv", ["ratings", "srcc", "srcc_min", "srcc_max", "draws"], lines)
+        one_pass.write_table(
+            self.trainer, "learning_curve.csv", ["ratings", "srcc", "srcc_min", "srcc_max", "draws"], lines
+        )
         curve = ", ".join(f"{line[0]}: {line[1]}" for line in lines) or "too few images or groups"
         self.summary.append(f"SRCC by number of ratings, on {len(judged)} images of other groups: {curve}.")
 
-    def _write(self, name: str, header: list[str], lines: list[Any]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *lines])
-        bundle.write_atomically(Path(self.trainer.default_root_dir, name), text.getvalue().encode())
-
     def check_stored(self, stored: dict[str, Any], data: Any) -> None:
-        """Whether a complete run, its checkpoint, was fitted to these ratings on these backbones.
-
-        Raises:
-            ValueError: it was not.
-        """
-        if stored["csrtrain"]["training"]["data"]["digest"] != data.rated.digest:
-            what = f"ratings in {data.path}"
-        elif any(
-            not torch.equal(value, stored["state_dict"].get(f"metric.features.{name}", torch.empty(0)))
-            for name, value in self.metric.features.state_dict().items()
-        ):
-            what = "backbone"
-        else:
-            return
-        raise ValueError(f"Expected the {what} that the run was fitted to, got another. Begin anew with --fresh.")
+        """Whether a complete run was fitted to these ratings on these backbones; see `one_pass.check_stored`."""
+        frozen = {f"metric.features.{name}": value for name, value in self.metric.features.state_dict().items()}
+        one_pass.check_stored(stored, data, "ratings", frozen)
 
     @rank_zero_only
     def on_train_end(self) -> None:
@@ -339,7 +281,7 @@ class NoReference(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["csrtrain"] = bundle.described_metric(
             self.metric,
-            window=data.window if isinstance(data.window, str) else list(data.window),
+            window=one_pass.window_of(data),
             training={"method": "NoReference", "data": data.describe(), "seed": data.seed},
             results=self._results,
         )
