@@ -4,10 +4,10 @@
 
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
 drawn anew for each triplet. Uncalibrated: all weights 1, of all stages and of the one that agrees best on the training
-triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets by LPIPS' ranker. Agreement:
-the share of test triplets without a tie in votes whose majority the distance follows; 2AFC: the share of votes, all
-test triplets. SSIM: of luma. Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired
-difference excludes 0.
+triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets as `csrtrain fit -c fr_2afc`
+does. Agreement: the share of test triplets without a tie in votes whose majority the distance follows; 2AFC: the share
+of votes, all test triplets. SSIM: of luma. Intervals: 95 %, bootstrap over references. "Beats" means that the interval
+of the paired difference excludes 0.
 """
 
 import argparse
@@ -27,13 +27,12 @@ from benchmarks import harness
 from csrtrain.augment.color import luma
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
-from csrtrain.losses.ranking import Ranker, preference_loss
 from csrtrain.metrics.preference import two_afc
 from csrtrain.metrics.representation import paired_bootstrap
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.full_reference import FullReferenceMetric
+from csrtrain.quality.full_reference import fit_to_choices
 
-EPOCHS, BATCH_SIZE, RATE = 10, 50, 1e-3
 Array = NDArray[np.float64]
 
 
@@ -59,7 +58,7 @@ def read_triplets(path: Path, seed: int) -> Triplets:
 
 @torch.no_grad()
 def channel_differences(metric: FullReferenceMetric, images: Tensor) -> list[Tensor]:
-    """Per stage (N,N,C): the mean over places of the squared difference of unit vectors, for every pair of images."""
+    """Per stage (N,N,C): `FullReferenceMetric.channel_differences` of every two images, by products of few images."""
     parts = [metric.reference(image[None]).maps for image in track(images, "Feature maps")]
     found = []
     for stage in range(len(metric.stages)):
@@ -68,30 +67,6 @@ def channel_differences(metric: FullReferenceMetric, images: Tensor) -> list[Ten
         products = torch.stack([channel @ channel.T for channel in maps.unbind(1)], 2)  # (N,N,C)
         found.append(((squares[:, None] + squares[None] - 2 * products) / maps.shape[2]).clamp(min=0))
     return found
-
-
-def calibrated(differences: Tensor, triplets: Triplets) -> Array:
-    """(N,N) distances with weights fitted to the triplets."""
-    torch.manual_seed(0)
-    scale = differences.sum(2).mean()  # distances of the size of LPIPS', which the ranker is made for
-    weight = torch.full((differences.shape[2],), 0.3 / float(scale)).requires_grad_()
-    ranker, start = Ranker(), weight.detach().clone()
-    optimizer = torch.optim.Adam(
-        [{"params": [weight], "lr": RATE * float(start[0])}, {"params": ranker.parameters()}], RATE
-    )
-    reference, p0, p1 = (torch.from_numpy(x) for x in (triplets.reference, triplets.p0, triplets.p1))
-    judge = torch.from_numpy(triplets.judge).float()
-    for epoch in range(EPOCHS):
-        for group in optimizer.param_groups:
-            group["lr"] *= 1.0 if epoch < EPOCHS // 2 else 0.6
-        for rows in torch.randperm(len(judge)).split(BATCH_SIZE):
-            d0, d1 = (differences[reference[rows], p[rows]] @ weight for p in (p0, p1))
-            optimizer.zero_grad()
-            preference_loss(ranker(d0, d1), judge[rows]).backward()
-            optimizer.step()
-            with torch.no_grad():
-                weight.clamp_(min=0)
-    return (differences @ weight.detach()).double().numpy()
 
 
 def agreement(distances: Array, triplets: Triplets) -> tuple[Array, Array]:
@@ -107,10 +82,13 @@ def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> dict[st
     differences = channel_differences(metric, images)
     stages = [stage.sum(2).double().numpy() for stage in differences]
     best = int(np.argmax([agreement(stage, train)[0].mean() for stage in stages]))
+    channels = torch.cat(differences, 2)  # (N,N,F)
+    pairs = np.stack([train.reference * len(images) + other for other in (train.p0, train.p1)], 1)
+    weights = fit_to_choices(channels.flatten(0, 1), torch.from_numpy(pairs), torch.from_numpy(train.judge))
     return {
         "all stages": np.sum(stages, axis=0),
         f"stage {best}, best on train": stages[best],
-        "calibrated": calibrated(torch.cat(differences, 2), train),
+        "calibrated": (channels @ weights).double().numpy(),
     }
 
 
