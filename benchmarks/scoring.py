@@ -52,14 +52,17 @@ class Done(NamedTuple):
 def score(metric: Path, images: Path, output: Path, *extra: str) -> Done:
     """`csrtrain score` as a user types it, its memory watched."""
     command = [sys.executable, "-m", "csrtrain", "score", str(metric), str(images), "-o", str(output), *extra]
-    start, most = time.monotonic(), 0
+    start, highest, most = time.monotonic(), 0, 0
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             try:
                 family = [watched, *watched.children(recursive=True)]
-                most = max(most, sum(member.memory_full_info().pss for member in family))
+                resident = sum(member.memory_info().rss for member in family)
+                if resident > highest:  # PSS takes the kernel long, and is not above it
+                    highest = resident
+                    most = max(most, sum(member.memory_full_info().pss for member in family))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 pass
             time.sleep(0.05)
