@@ -110,9 +110,7 @@ def features_of(module: Backbone | NoReferenceMetric) -> FrozenFeatures:
     """What a head is fitted to: the features that a backbone's bundle declares, or those of a metric."""
     if isinstance(module, NoReferenceMetric):
         return module.features
-    declared: dict[str, Any] = module.header.features if module.header else {"scales": [1.0, 0.5], "l2": True}
-    contract = Contract(tuple(float(scale) for scale in declared["scales"]), bool(declared["l2"]))
-    return FrozenFeatures([module], [contract])
+    return FrozenFeatures([module], [Contract.declared_by(module)])
 
 
 def distance_of(module: Backbone | bundle.Distance) -> bundle.Distance:

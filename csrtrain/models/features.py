@@ -37,6 +37,14 @@ class Contract(NamedTuple):
     l2: bool = True
     crops: int | None = None
 
+    @classmethod
+    def declared_by(cls, backbone: Backbone) -> "Contract":
+        """As the bundle of a backbone says; without one the default."""
+        if backbone.header is None:
+            return cls()
+        declared = backbone.header.features
+        return cls(tuple(float(scale) for scale in declared["scales"]), bool(declared["l2"]))
+
 
 class Piece(NamedTuple):
     """A part of an image: its first and last row and column, and its weight in the mean."""

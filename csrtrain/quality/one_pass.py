@@ -40,9 +40,9 @@ def frozen_features(
     backbones = [open_backbone(name, channels, weights) for name in ([names] if isinstance(names, str) else names)]
     contracts = []
     for one in backbones:
-        declared: dict[str, Any] = one.header.features if one.header else {"scales": [1.0, 0.5], "l2": True}
-        used = tuple(float(scale) for scale in (declared["scales"] if scales is None else scales))
-        contracts.append(Contract(used, bool(declared["l2"] if l2 is None else l2), crops))
+        declared = Contract.declared_by(one)
+        used = declared.scales if scales is None else tuple(float(scale) for scale in scales)
+        contracts.append(Contract(used, declared.l2 if l2 is None else l2, crops))
     return FrozenFeatures(backbones, contracts)
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from csrtrain import bundle
 from csrtrain.models import features
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -130,6 +131,12 @@ def test_backbones_are_frozen_for_good():
     model(torch.rand(4, 3, 64, 64))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_contract_that_a_bundle_declares(backbone):
+    assert Contract.declared_by(backbone) == Contract((1.0, 0.5), True, None)
+    backbone.header = bundle.header_for(backbone, features={"scales": [1], "l2": False})
+    assert Contract.declared_by(backbone) == Contract((1.0,), False, None)
 
 
 def test_errors(backbone, images):
