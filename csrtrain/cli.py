@@ -404,6 +404,8 @@ def _check_heatmap_folder(options: argparse.Namespace) -> None:
     """Refuse a folder for heat-maps among the images."""
     if options.heatmap is None:
         return
+    if options.heatmap.exists() and not options.heatmap.is_dir():
+        raise ValueError(f"Expected a folder for heat-maps, got the file {options.heatmap}. Name another.")
     named = [*options.paths, *([options.reference] if options.reference is not None else [])]
     inside = [path for path in named if options.heatmap.resolve().is_relative_to(Path(path).resolve())]
     if inside:
@@ -491,7 +493,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the `csrtrain` command.
 
     Returns:
-        0 all done, 1 some inputs failed and are listed, 2 wrong use.
+        0 all done, 1 some inputs failed and are listed, 2 wrong use, 130 stopped by the keyboard (as a shell says).
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -507,6 +509,9 @@ def main(argv: list[str] | None = None) -> int:
             return _train(args)
         if args[0] in _VERBS:
             return _VERBS[args[0]](args[1:])
+    except KeyboardInterrupt:
+        print("interrupted: what was not yet written is not there, no file is half-written", file=sys.stderr)
+        return 130
     except Exception as error:
         return _explain(error)
     print(f"error: Expected a verb, got {args[0]!r}.\n\n{_USAGE}", file=sys.stderr)

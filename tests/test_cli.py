@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -341,3 +342,10 @@ def test_missing_and_empty_folders_stop_before_anything_is_written(fit, tmp_path
     assert fit("--fresh", f"--data.root={tmp_path / 'missing'}") == 2
     assert "missing" in capsys.readouterr().err
     assert fit() == 0  # the mistyped folders have not become the run's config
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("csrtrain.data.published.read_published", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["manifest", "live", str(tmp_path), "-o", str(tmp_path / "m.csv")]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("interrupted: ") and said.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -294,6 +294,7 @@ def test_heat_maps_of_distances(folder, distance):
         (["images", "--reference", "empty"], "Expected a folder of references, got empty without an image"),
         (["images", "--reference", "double"], "Expected one reference of .*1.png in double, got 2: .*1.bmp, .*1.png"),
         (["images", "--reference", "references", "--heatmap", "references/maps"], "outside of references"),
+        (["images", "--reference", "references", "--heatmap", "pairs.csv"], "for heat-maps, got the file pairs.csv"),
     ],
 )
 def test_wrong_use(folder, distance, monkeypatch, capsys, arguments, message):
