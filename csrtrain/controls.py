@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 
 _TAPS, _SIGMA = 7, 7 / 6  # of the local mean and deviation
 _OFFSET = 1 / 255
+_STRENGTHS = {"svr__C": [0.1, 1, 10], "svr__gamma": [0.003, 0.01, 0.03, 0.1]}
 _SHAPES = torch.arange(200, 10001, dtype=torch.float64) / 1000  # of the generalised Gaussians
 
 
@@ -60,9 +61,8 @@ def fit_svr(
     if most is not None and len(chosen) > most:
         chosen = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
     folds = min(folds, len(np.unique(groups[chosen])))
-    grid = {"svr__C": [0.1, 1, 10], "svr__gamma": [0.003, 0.01, 0.03, 0.1]}
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), SVR(epsilon=0.02)), grid, cv=GroupKFold(folds), refit=most is None
+        make_pipeline(StandardScaler(), SVR(epsilon=0.02)), _STRENGTHS, cv=GroupKFold(folds), refit=most is None
     )
     search.fit(features[chosen], ratings[chosen], groups=groups[chosen])
     if most is None:

@@ -20,6 +20,7 @@ from csrtrain.data import decode
 SPLITS = ("train", "val", "test")
 RATINGS = ("mos", "dmos", "proxy")
 _LISTED = 5
+_LONGEST = 200  # characters of a cell in a message
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def inspect_manifest(
         try:
             ratings[i] = float(row[rated[0]])
         except ValueError:
-            problems.append(Problem(line, f"{rated[0]} is no number, but {row[rated[0]]!r}"))
+            problems.append(Problem(line, f"{rated[0]} is no number, but {shortened(row[rated[0]])!r}"))
             continue
         fault = _rating_fault(ratings[i], rated[0], rating_range)
         if fault:
@@ -179,8 +180,13 @@ def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             rows = [
                 (reader.line_num, {name: (text or "").strip() for name, text in row.items() if name}) for row in reader
             ]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
+    except csv.Error as error:
+        raise ValueError(
+            f"Expected a CSV file, got {path}, whose line {reader.reader.line_num} is none ({error}). Close its "
+            "quotes, or shorten its cells."
+        ) from None
     if not rows:
         raise ValueError(f"Expected rows of images in {path}, got none. Write one per image.")
     if len(set(names)) < len(names):
@@ -191,6 +197,11 @@ def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 def address_in(folder: str, text: str) -> str:
     """The address that a manifest in this folder means; "" stays."""
     return os.path.join(folder, os.path.expanduser(text)) if text else ""
+
+
+def shortened(text: str) -> str:
+    """A cell as a message shows it."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _faults(row: dict[str, str], path_column: str, address: str, reference: str) -> list[str]:
@@ -204,11 +215,11 @@ def row_faults(row: dict[str, str], addresses: dict[str, str]) -> list[str]:
         if not address:
             faults.append(f"no {column}")
         elif not os.path.isfile(decode.split(address)[0]):
-            faults.append(f"no file {row[column]}")
+            faults.append(f"no file {shortened(row[column])}")
     if "group" in row and not row["group"]:
         faults.append("no group")
     if "split" in row and row["split"] not in SPLITS:
-        faults.append(f"split is {row['split']!r}, none of {', '.join(SPLITS)}")
+        faults.append(f"split is {shortened(row['split'])!r}, none of {', '.join(SPLITS)}")
     return faults
 
 

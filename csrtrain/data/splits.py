@@ -1,15 +1,16 @@
 """Which rows a head is fitted to and which it is judged on, and what must not be on both sides."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csrtrain.data import decode
-from csrtrain.data.manifest import Manifest
+from csrtrain.data.manifest import Manifest, joined
 
 Rows = NDArray[np.int64]
 
@@ -54,11 +55,42 @@ def native_split(manifest: Manifest) -> Split:
     splits = np.array(manifest.splits)
     if not (splits == "test").any():
         raise ValueError(f"Expected rows of split test in {manifest.file}, got none. Correct its column split.")
-    parts = np.unique(splits, return_inverse=True)[1]
-    leaks = _in_several(manifest.groups, parts, manifest.lines, "the same group, reference or file")
-    leaks += _in_several(_contents(manifest.addresses), parts, manifest.lines, "the same file content")
-    _refuse(leaks, f"splits of {manifest.file} that share nothing", "Move them to one split.")
+    check_splits(manifest.groups, splits, _images(manifest), manifest.lines, manifest.file)
     return Split(np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test"))
+
+
+def check_splits(
+    groups: Rows, splits: NDArray[np.str_], images: Sequence[Sequence[str]], lines: Sequence[int], file: str
+) -> None:
+    """Refuse splits (N,) that share a group (N,) or the content of a file.
+
+    Args:
+        images: (N,) addresses of the images of each row, its reference too.
+
+    Raises:
+        ValueError: they do; the message names the lines.
+    """
+    leaks = _in_several(groups, splits, lines, "the same group, reference or file")
+    if not leaks:
+        counts = [len(row) for row in images]
+        leaks = _in_several(
+            _contents([image for row in images for image in row]),
+            np.repeat(splits, counts),
+            np.repeat(lines, counts).tolist(),
+            "the same file content",
+        )
+    _refuse(leaks, f"splits of {file} that share nothing", "Move them to one split.")
+
+
+def with_copies_together(manifest: Manifest) -> Manifest:
+    """The manifest with copies of a file (byte by byte), of a reference too, in one group."""
+    images = _images(manifest)
+    contents = iter(_contents([image for row in images for image in row]).tolist())
+    keys = [
+        [("group", str(group)), *(("content", str(next(contents))) for _ in row)]
+        for group, row in zip(manifest.groups, images, strict=True)
+    ]
+    return dataclasses.replace(manifest, groups=joined(keys))
 
 
 def check_rows(manifest: Manifest) -> None:
@@ -85,15 +117,19 @@ def refuse_repeated(keys: Sequence[object], lines: Sequence[int], file: str, wha
 
 
 def check_manifests_apart(manifests: Sequence[Manifest]) -> None:
-    """Refuse images that are in two manifests, one of which a head is fitted to.
+    """Refuse images, and references, that are in two manifests, one of which a head is fitted to.
 
     Raises:
         ValueError: a file, or its content, is in two; the message names the lines.
     """
-    addresses = [address for manifest in manifests for address in manifest.addresses]
-    parts = np.repeat(np.arange(len(manifests)), [len(manifest) for manifest in manifests])
-    names = [f"{line} of {os.path.basename(m.file)}" for m in manifests for line in m.lines]
-    leaks = _in_several(_contents(addresses), parts, names, "the same file content")
+    found = [
+        (image, part, f"{line} of {os.path.basename(manifest.file)}")
+        for part, manifest in enumerate(manifests)
+        for line, row in zip(manifest.lines, _images(manifest), strict=True)
+        for image in row
+    ]
+    addresses, parts, names = zip(*found, strict=True)
+    leaks = _in_several(_contents(addresses), np.array(parts), names, "the same file content")
     _refuse(leaks, "manifests that share no image", "Leave them out of one.")
 
 
@@ -109,15 +145,21 @@ def _refuse(faults: list[str], expected: str, advice: str) -> None:
         raise ValueError(f"Expected {expected}, got {'; '.join(faults[:_LISTED])}{more}. {advice}")
 
 
-def _in_several(keys: NDArray[np.int64], parts: NDArray[np.int64], lines: Sequence[object], what: str) -> list[str]:
+def _images(manifest: Manifest) -> list[list[str]]:
+    """(N,) the image of each row, and its reference."""
+    references = manifest.references or [""] * len(manifest)
+    return [[name for name in row if name] for row in zip(manifest.addresses, references, strict=True)]
+
+
+def _in_several(keys: Rows, parts: NDArray[Any], lines: Sequence[object], what: str) -> list[str]:
     """In words, keys whose rows are in several parts."""
-    pairs = np.unique(np.stack([keys, parts], 1), axis=0)
+    numbers = np.unique(parts, return_inverse=True)[1]
+    pairs = np.unique(np.stack([keys, numbers], 1), axis=0)
     shared = pairs[:, 0][np.flatnonzero(np.diff(pairs[:, 0]) == 0)]
     faults = []
     for key in np.unique(shared):
-        rows = np.flatnonzero(keys == key)
-        named = ", ".join(str(lines[row]) for row in rows[:_LISTED]) + (", ..." if len(rows) > _LISTED else "")
-        faults.append(f"{what} in lines {named}")
+        named = list(dict.fromkeys(str(lines[row]) for row in np.flatnonzero(keys == key).tolist()))
+        faults.append(f"{what} in lines {', '.join(named[:_LISTED])}{', ...' if len(named) > _LISTED else ''}")
     return faults
 
 

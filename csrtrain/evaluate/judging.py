@@ -60,7 +60,7 @@ def judge(
             parts[method.name] = {
                 **{name: values[name] for name in ("srcc", "krcc", "plcc_logistic")},
                 "1 - outlier_ratio": 1 - values.get("outlier_ratio", math.nan),
-                "worst_type_srcc": min((t["value"] for t in row["types"].values()), default=math.nan),
+                "worst_type_srcc": float(np.min([t["value"] for t in row["types"].values()] or [math.nan])),
                 "level_order": row["level_order"]["value"] if "level_order" in row else math.nan,
                 "shift_tolerance": tolerance,
                 "images_per_second": speed,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csrtrain.data import decode
-from csrtrain.data.manifest import SPLITS, read_rows
-from csrtrain.data.splits import Split, refuse_repeated, same_image
+from csrtrain.data.manifest import RATINGS, SPLITS, joined, read_rows, shortened
+from csrtrain.data.splits import Split, check_splits, refuse_repeated, same_image
 from csrtrain.evaluate.methods import Method
 from csrtrain.evaluate.rated import Measured, compared, described_split
 from csrtrain.metrics import bootstrap
@@ -31,7 +31,7 @@ class Preferences(NamedTuple):
     file: its path.
     references, p0, p1: (N,) addresses; for jnd p0 is the reference of p1, and `p0` is empty.
     share: (N,) of people who chose p1, or who saw no difference, in [0,1].
-    groups: (N,) rows of one reference or one group share it.
+    groups: (N,) rows of one file, reference or group, directly or through others, share it.
     splits: (N,), or None.
     subsets: (N,), "" where there is no such column.
     digest: of all columns.
@@ -70,9 +70,13 @@ def read_preferences(path: str) -> Preferences:
         path: CSV file with columns reference, p0, p1, judge, or p0, p1, same; and if wanted group, split, subset.
 
     Raises:
-        ValueError: a column is missing, or rows are wrong or there twice; the message names the lines.
+        ValueError: a column is missing, or rows are wrong or there twice; the message names the lines. Or everybody
+            saw every difference.
     """
     names, rows = read_rows(path)
+    judged = [name for name in ("judge", "same", *RATINGS) if name in names]
+    if len(judged) > 1:
+        raise ValueError(f"Expected one column of judgements in {path}, got {' and '.join(judged)}. Keep one.")
     kind: Literal["2afc", "jnd"] = "2afc" if "judge" in names else "jnd"
     images, share = (("reference", "p0", "p1"), "judge") if kind == "2afc" else (("p0", "p1"), "same")
     if missing := [name for name in (*images, share) if name not in names]:
@@ -84,20 +88,24 @@ def read_preferences(path: str) -> Preferences:
     for i, (line, row) in enumerate(rows):
         for name in images:
             if not row[name] or not os.path.isfile(decode.split(addresses[name][i])[0]):
-                faults.append(f"line {line}: no file {name} {row[name]}")
+                faults.append(f"line {line}: no file {name} {shortened(row[name])}")
         try:
             shares[i] = float(row[share])
         except ValueError:
             pass
         if not 0 <= shares[i] <= 1:
-            faults.append(f"line {line}: {share} is {row[share]!r}, no share of people in 0 to 1")
+            faults.append(f"line {line}: {share} is {shortened(row[share])!r}, no share of people in 0 to 1")
         if "split" in row and row["split"] not in SPLITS:
-            faults.append(f"line {line}: split is {row['split']!r}, none of {', '.join(SPLITS)}")
+            faults.append(f"line {line}: split is {shortened(row['split'])!r}, none of {', '.join(SPLITS)}")
         if "group" in row and not row["group"]:
             faults.append(f"line {line}: no group")
     if faults:
         more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise ValueError(f"Expected sound rows in {path}, got {'; '.join(faults[:_LISTED])}{more}. Correct them.")
+    if kind == "jnd" and not shares.any():
+        raise ValueError(
+            f"Expected pairs in {path} whose difference somebody did not see, got same 0 for all. Check the column."
+        )
     columns = {name: [row[name] for _, row in rows] for name in names}
     references = addresses["reference" if kind == "2afc" else "p0"]
     p0 = addresses["p0"] if kind == "2afc" else []
@@ -106,6 +114,10 @@ def read_preferences(path: str) -> Preferences:
         for i in range(len(rows))
     ]
     refuse_repeated(keys, lines, path, "triplet" if kind == "2afc" else "pair")
+    named = [
+        [("image", str(same_image(addresses[name][i]))) for name in images] + [("group", row.get("group", ""))]
+        for i, (_, row) in enumerate(rows)
+    ]
     digest = hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
     return Preferences(
         kind,
@@ -114,7 +126,7 @@ def read_preferences(path: str) -> Preferences:
         p0,
         addresses["p1"],
         shares,
-        _groups([same_image(reference) for reference in references], columns.get("group")),
+        joined(named),
         columns.get("split"),
         columns.get("subset", [""] * len(rows)),
         digest,
@@ -122,27 +134,11 @@ def read_preferences(path: str) -> Preferences:
     )
 
 
-def _groups(references: Sequence[object], named: list[str] | None) -> Rows:
-    """(N,) rows that share a reference or a group, directly or through others, share a number."""
-    found = np.unique([str(reference) for reference in references], return_inverse=True)[1]
-    if named is None:
-        return np.asarray(found, dtype=np.int64)
-    other = np.unique(named, return_inverse=True)[1]
-    while True:  # the smallest number of each neighbour, until nothing moves
-        before = found.copy()
-        for keys in (other, found.copy()):
-            least = np.full(keys.max() + 1, len(found))
-            np.minimum.at(least, keys, found)
-            found = least[keys]
-        if (found == before).all():
-            return np.asarray(np.unique(found, return_inverse=True)[1], dtype=np.int64)
-
-
 def tested_rows(preferences: Preferences, protocol: str) -> Rows:
     """The rows that are judged: all, or for native those of split test.
 
     Raises:
-        ValueError: another protocol, no split, or a reference or group in two splits.
+        ValueError: another protocol, no split, or a file, its content, a reference or a group in two splits.
     """
     if protocol == "whole":
         return np.arange(len(preferences.share))
@@ -153,14 +149,10 @@ def tested_rows(preferences: Preferences, protocol: str) -> Rows:
     if preferences.splits is None or "test" not in preferences.splits:
         raise ValueError(f"Expected rows of split test in {preferences.file}, got none. Use --protocol whole.")
     splits = np.array(preferences.splits)
-    for group in np.unique(preferences.groups):
-        rows = np.flatnonzero(preferences.groups == group)
-        if len(set(splits[rows])) > 1:
-            named = ", ".join(str(preferences.lines[row]) for row in rows[:_LISTED])
-            raise ValueError(
-                f"Expected splits of {preferences.file} that share nothing, got a reference or group in several: lines "
-                f"{named}{', ...' if len(rows) > _LISTED else ''}. Move them to one split."
-            )
+    images = [
+        list(row) for row in zip(*filter(None, (preferences.references, preferences.p0, preferences.p1)), strict=True)
+    ]
+    check_splits(preferences.groups, splits, images, preferences.lines, preferences.file)
     return np.flatnonzero(splits == "test")
 
 

@@ -11,12 +11,22 @@ import numpy as np
 
 from csrtrain import bundle
 from csrtrain.data.manifest import Manifest, is_manifest, read_manifest
-from csrtrain.data.splits import Split, check_manifests_apart, check_rows, native_split, random_splits
+from csrtrain.data.splits import (
+    Split,
+    check_manifests_apart,
+    check_rows,
+    native_split,
+    random_splits,
+    with_copies_together,
+)
 from csrtrain.evaluate import judging, rated
 from csrtrain.evaluate.methods import Contender, Method, Reading, distance_methods, load, no_reference_methods
 from csrtrain.evaluate.preferences import is_preferences, read_preferences, tested_rows
 from csrtrain.evaluate.preferences import judge as judge_preferences
 from csrtrain.metrics.bootstrap import DRAWS
+
+Seen = tuple[list[Method], rated.Rated, rated.Rows]
+"""Of a manifest: methods, ratings, and the rows that all methods can judge."""
 
 PROTOCOLS = ("splits", "native", "whole", "cross")
 SPLITS = 10
@@ -60,18 +70,19 @@ def evaluate(
     results["notes"] = _notes(contenders, [(m.file, m.digest) for m in read], protocol)
     if protocol == "cross":
         check_manifests_apart(read)
-        rows: dict[str, list[Split]] = {}
-    else:
-        rows = {read[0].file: _splits(protocol, read[0], seed)}
+    if protocol != "native":
+        read = [with_copies_together(manifest) for manifest in read]
+    rows = [_splits(protocol, manifest, seed) for manifest in read]
     seen = [_seen(contenders, one, reading, with_controls, seed, results["broken"]) for one in read]
     if protocol == "cross":
-        results["evaluations"] = _cross(seen, read, reading, seed)
+        seen = _of_all(seen)
+        results["evaluations"] = _cross(seen, read, rows, reading, seed)
     else:
-        (methods, judged, sound), (manifest,) = seen[0], read
-        results["notes"] += _left_out(methods, with_controls)
-        splits = [_only(split, sound) for split in rows[manifest.file]]
+        methods, judged, sound = seen[0]
+        splits = _only(rows[0], sound, read[0].file)
         found = judging.judge(methods, judged, splits, reading, seed, True)
-        results["evaluations"] = [{"train": None, "test": os.path.basename(manifest.file), **found}]
+        results["evaluations"] = [{"train": None, "test": os.path.basename(read[0].file), **found}]
+    results["notes"] += _left_out(seen[0][0], with_controls)
     return results
 
 
@@ -156,20 +167,26 @@ def _reasons(methods: Sequence[Method], names: Sequence[str]) -> dict[int, str]:
 
 def _check_enough(sound: Sequence[Any] | rated.Rows, file: str, reasons: dict[int, str]) -> None:
     if len(sound) < _FEWEST:
-        first = next(iter(reasons.values()), "there are no more")
+        first = next(iter(reasons.values()), "")
         raise ValueError(
-            f"Expected at least {_FEWEST} rows whose images can be read in {file}, got {len(sound)} ({first}). Mend "
-            "the files."
+            f"Expected at least {_FEWEST} rows whose images can be read in {file}, got {len(sound)}"
+            f"{f' ({first}). Mend the files.' if first else '. Rate more images.'}"
         )
 
 
 def _read(path: str) -> Manifest:
     if not Path(path).is_file():
-        raise FileNotFoundError(2, "No such file", path)
+        found = "a folder" if Path(path).is_dir() else "nothing"
+        raise ValueError(f"Expected a manifest (.csv), got {found} at {path}. Correct the path.")
     if not is_manifest(path):
         raise ValueError(f"Expected a manifest (.csv with mos or dmos, or judge, or same), got {path}. Name another.")
     manifest = read_manifest(path)
     check_rows(manifest)
+    if np.ptp(manifest.ratings) == 0:
+        raise ValueError(
+            f"Expected different ratings in {path}, got {manifest.rating_name} {manifest.ratings[0]:g} for all. "
+            "Rate the images."
+        )
     return manifest
 
 
@@ -195,16 +212,19 @@ def _protocol(asked: str | None, contenders: Sequence[Contender], manifests: Seq
 
 
 def _splits(protocol: str, manifest: Manifest, seed: int) -> list[Split]:
-    if protocol == "splits":
+    if protocol in ("splits", "cross"):
         return random_splits(manifest.groups, SPLITS, seed=seed)
     if protocol == "native":
         return [native_split(manifest)]
     return [Split(np.empty(0, dtype=np.int64), np.arange(len(manifest)))]
 
 
-def _only(split: Split, sound: rated.Rows) -> Split:
-    """A split without the rows of broken images."""
-    return Split(split.train[np.isin(split.train, sound)], split.test[np.isin(split.test, sound)])
+def _only(splits: Sequence[Split], sound: rated.Rows, file: str) -> list[Split]:
+    """Splits without the rows of broken images."""
+    kept = [Split(train[np.isin(train, sound)], test[np.isin(test, sound)]) for train, test in splits]
+    if not all(len(split.test) for split in kept):
+        raise ValueError(f"Expected rows to judge on in {file}, got a split whose images are all broken. Mend them.")
+    return kept
 
 
 def _seen(
@@ -214,7 +234,7 @@ def _seen(
     with_controls: bool,
     seed: int,
     broken: list[dict[str, Any]],
-) -> tuple[list[Method], rated.Rated, rated.Rows]:
+) -> Seen:
     """What each method makes of the images of a manifest, and the rows that all can judge; others go to `broken`."""
     judged = rated.rated_of(manifest)
     distances = [one for one in contenders if one.kind == "distance"]
@@ -239,9 +259,22 @@ def _seen(
     return methods, judged, sound
 
 
+def _of_all(seen: Sequence[Seen]) -> list[Seen]:
+    """Without the controls that one of the manifests has no values of."""
+    names = set.intersection(*({method.name for method in methods} for methods, _, _ in seen))
+    found = []
+    for methods, judged, sound in seen:
+        kept = [method for method in methods if method.name in names]
+        for method in kept:
+            method.controls = [name for name in method.controls if name in names]
+        found.append((kept, judged, sound))
+    return found
+
+
 def _cross(
-    seen: Sequence[tuple[list[Method], rated.Rated, rated.Rows]],
+    seen: Sequence[Seen],
     manifests: Sequence[Manifest],
+    rows: Sequence[Sequence[Split]],
     reading: Reading,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -251,7 +284,7 @@ def _cross(
         for b, target in enumerate(manifests):
             if a == b:
                 methods, judged, sound = seen[a]
-                splits = [_only(split, sound) for split in random_splits(source.groups, SPLITS, seed=seed)]
+                splits = _only(rows[a], sound, source.file)
             else:
                 methods, judged, splits = _joined(seen[a], seen[b])
             cell = judging.judge(methods, judged, splits, reading, seed, False)
@@ -259,9 +292,7 @@ def _cross(
     return found
 
 
-def _joined(
-    source: tuple[list[Method], rated.Rated, rated.Rows], target: tuple[list[Method], rated.Rated, rated.Rows]
-) -> tuple[list[Method], rated.Rated, list[Split]]:
+def _joined(source: Seen, target: Seen) -> tuple[list[Method], rated.Rated, list[Split]]:
     """The rows of two manifests one after the other; all of the first to fit to, all of the second to judge on."""
     (methods, first, sound), (others, second, also) = source, target
     count = len(first.quality)

@@ -38,7 +38,7 @@ class Rated(NamedTuple):
     deviation: (N,) of each rating, NaN where it is not known, or None.
     types: (N,) type of distortion, "" for none, or None.
     levels: (N,) level of distortion, NaN for none, or None.
-    series: (N,) number of reference and type.
+    series: (N,) number of reference (of group, where there is none) and type.
     groups: (N,).
     addresses, references: (N,); references are None where there is no such column.
     """
@@ -76,7 +76,8 @@ def rated_of(manifest: Manifest) -> Rated:
     """
     columns = manifest.columns
     types = np.array(columns["type"]) if "type" in columns else None
-    names = columns.get("reference") or [str(group) for group in manifest.groups]
+    references = manifest.references or [""] * len(manifest)
+    names = [name or f"group {group}" for name, group in zip(references, manifest.groups, strict=True)]
     keys = [f"{name}\0{kind}" for name, kind in zip(names, columns.get("type", [""] * len(manifest)), strict=True)]
     return Rated(
         manifest.ratings if manifest.higher_is_better else -manifest.ratings,
@@ -118,9 +119,11 @@ def fit_head(method: Method, rows: Rows, rated: Rated, seed: int) -> tuple[Calla
     values, quality, groups = method.values[rows].astype(np.float64), rated.quality[rows], rated.groups[rows]
     count = len(np.unique(groups))
     if count < 2 or np.ptp(quality) == 0:
+        alike = ", all rated alike" if count > 1 else ""
         raise ValueError(
-            f"Expected different ratings of at least 2 groups to fit a head to, got {count} groups and {len(rows)} "
-            "rows. Rate more images."
+            f"Expected different ratings of at least 2 groups to fit the head of {method.name} to, got {count} groups "
+            f"and {len(rows)} rows{alike}. Rate more images"
+            f"{', or leave the controls out with --no-controls' if method.kind == 'control' else ''}."
         )
     folds = min(_FOLDS, count)
     if method.head == "svr":

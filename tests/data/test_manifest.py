@@ -90,6 +90,12 @@ def test_other_files(tmp_path, write):
     assert not is_manifest(str(tmp_path)) and not is_manifest(str(tmp_path / "none.csv"))
     with pytest.raises(FileNotFoundError):
         read_manifest(str(tmp_path / "none.csv"))
+    (tmp_path / "open.csv").write_text('path,mos\n"' + "a" * 200_000 + ",1\n")
+    with pytest.raises(ValueError, match=r"got .*open.csv, whose line 2 is none \(field larger .*Close its quotes"):
+        read_manifest(str(tmp_path / "open.csv"))
+    with pytest.raises(ValueError, match="no file a{200}\\.\\.\\.\\. Correct") as caught:
+        read_manifest(write("path,mos\n" + "a" * 100_000 + ",1\n"))
+    assert len(str(caught.value)) < 1000
     (tmp_path / "latin.csv").write_bytes("path,mos\nbää.png,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="Expected a CSV file in UTF-8, got .*latin.csv"):
         read_manifest(str(tmp_path / "latin.csv"))

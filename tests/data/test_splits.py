@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from csrtrain.data.manifest import read_manifest
-from csrtrain.data.splits import check_manifests_apart, check_rows, native_split, random_splits
+from csrtrain.data.splits import (
+    check_manifests_apart,
+    check_rows,
+    native_split,
+    random_splits,
+    with_copies_together,
+)
 
 
 @pytest.fixture
@@ -81,3 +87,33 @@ def test_manifests_that_share_an_image(rated, tmp_path):
     second = rated([("x.png", "1", "train"), ("copy.png", "1", "train")], "n.csv")
     with pytest.raises(ValueError, match="the same file content in lines 3 of m.csv, 3 of n.csv"):
         check_manifests_apart([first, second])
+
+
+@pytest.fixture
+def referenced(tmp_path):
+    """A function from rows (name, reference, split) to a manifest; `copy.png` has the content of `r0.png`."""
+    for name in ("r0", "r1", "a", "b", "c"):
+        (tmp_path / f"{name}.png").write_text(f"{name:>20}")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "r0.png").read_bytes())
+
+    def make(rows, name="m.csv"):
+        lines = ["path,mos,reference,split", *(f"{file},{k},{r},{split}" for k, (file, r, split) in enumerate(rows))]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return read_manifest(str(tmp_path / name))
+
+    return make
+
+
+def test_copies_of_references_are_found_too(referenced):
+    rows = [("a.png", "r0.png", "train"), ("b.png", "copy.png", "test"), ("c.png", "r1.png", "test")]
+    with pytest.raises(ValueError, match="the same file content in lines 2, 3"):
+        native_split(referenced(rows))
+    with pytest.raises(ValueError, match="the same file content in lines 2 of m.csv, 2 of n.csv"):
+        check_manifests_apart([referenced(rows[:1]), referenced(rows[1:], "n.csv")])
+
+
+def test_copies_are_drawn_together(referenced):
+    rows = [("a.png", "r0.png", "train"), ("b.png", "r1.png", "train"), ("copy.png", "", "train"), ("c.png", "", "val")]
+    manifest = referenced(rows)
+    assert manifest.groups.tolist() == [0, 1, 2, 3]
+    assert with_copies_together(manifest).groups.tolist() == [0, 1, 0, 2]
