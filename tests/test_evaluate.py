@@ -12,15 +12,14 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from scipy.optimize import curve_fit
 
-from csrtrain import bundle, score
+from csrtrain import bundle, controls, evaluate, score
 from csrtrain.cli import main
 from csrtrain.data import decode, samples
 from csrtrain.data.manifest import read_manifest
 from csrtrain.data.splits import random_splits
-from csrtrain.evaluate import rated
+from csrtrain.evaluate import judging, rated
 from csrtrain.evaluate.aggregate import PARTS, aggregate, shift_and_speed
 from csrtrain.evaluate.methods import Method, Reading, features_of
-from csrtrain.evaluate.protocols import evaluate
 from csrtrain.metrics import bootstrap
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
@@ -32,10 +31,16 @@ from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 SCENES, LEVELS = 8, (0, 1, 2)
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(bootstrap.group_weights, "__defaults__", (100, 0))
-    monkeypatch.setattr(bootstrap, "DRAWS", 100)
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Fewer bootstrap samples, images of shift tolerance, strengths of the SVR (tests/test_controls.py), and dots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap.group_weights, "__defaults__", (40, 0))
+        patch.setattr(bootstrap, "DRAWS", 40)
+        patch.setattr(controls, "_STRENGTHS", {"svr__C": [1, 10], "svr__gamma": [0.03]})
+        patch.setattr("csrtrain.evaluate.aggregate._TIMED", 4)
+        patch.setattr("csrtrain.evaluate.plots._DPI", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def judged(world, *bundles, manifest="rated.csv", protocol=None, with_controls=F
     """The same without the command line and without plots."""
     names = [world / f"{name}.safetensors" for name in bundles]
     manifests = [manifest] if isinstance(manifest, str) else manifest
-    return evaluate(names, [str(world / one) for one in manifests], protocol, with_controls=with_controls)
+    return evaluate.evaluate(names, [str(world / one) for one in manifests], protocol, with_controls=with_controls)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +158,15 @@ def test_a_fitted_metric_is_judged_as_it_is(world, native):
     assert method["measures"]["srcc"]["value"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_same_call_gives_the_same_numbers(world):
-    found = []
-    for _ in range(2):
-        results = judged(world, "net", "metric")
-        results["evaluations"][0].pop("aggregate")  # holds the speed
-        found.append(json.dumps(results))  # NaN is not NaN
-    assert found[0] == found[1]
+def test_a_second_call_gives_the_same_numbers_without_controls_too(world, native, tmp_path):
+    evaluate.write(tmp_path, judged(world, "net", "metric"))
+    (first,), (second,) = (json.loads((f / "results.json").read_text())["evaluations"] for f in (native, tmp_path))
+    assert first["splits"] == second["splits"] and list(second["methods"]) == ["net", "metric"]
+    for name, method in second["methods"].items():
+        assert method.pop("versus") == {} and first["methods"][name].pop("versus")
+        assert method == first["methods"][name] and len(method["measures"]) == 6
+        assert second["scatter"]["scores"][name] == first["scatter"]["scores"][name]
+        assert second["outliers"]["methods"][name] == first["outliers"]["methods"][name]
 
 
 def test_random_splits_part_no_reference(world):
@@ -269,12 +276,15 @@ def test_seen_differences(world):
     assert method["measures"]["jnd"]["value"] == pytest.approx(np.mean(found))
 
 
-def test_across_manifests(world, tmp_path):
+def test_across_manifests(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("csrtrain.evaluate.protocols.SPLITS", 2)  # on the diagonal
     for name, scenes in (("first.csv", range(4)), ("second.csv", range(4, SCENES))):
         rows = [row for row in rows_of(world / "rated.csv") if int(row["path"].split("_")[1]) in scenes]
         for k, row in enumerate(rows):  # groups of one scene and type, so that there are enough
             row["reference"] = ""
             row["group"] = f"{row['path'].split('_')[1]}{row['type']}{k % 2}"
+            for column in ("type", "level", "std"):  # whose tables and plots others look at
+                row.pop(column)
         write(world / name, list(rows[0]), [list(row.values()) for row in rows])
     extra = ("--no-controls",)
     assert run(world, tmp_path, "net", "metric", manifest=["first.csv", "second.csv"], extra=extra) == 0
@@ -302,6 +312,18 @@ def test_a_broken_image_costs_no_other(world, tmp_path, capsys):
     (split,) = results["evaluations"][0]["splits"]
     assert (split["train"], split["test"]) == (36, 11)
     assert "bad.png" in (tmp_path / "report.md").read_text()
+
+
+def test_a_split_without_a_sound_image_is_refused(world, tmp_path, capsys):
+    def change(rows):
+        for k, row in enumerate(rows):
+            if row["split"] == "test":
+                row["path"] = f"bad{k}.png"
+                (world / row["path"]).write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    manifest = edited(world, "all_broken.csv", change)
+    assert run(world, tmp_path, "net", manifest=manifest.name, extra=("--no-controls",)) == 2
+    assert "got a split whose images are all broken" in capsys.readouterr().err
 
 
 def leak(rows):
@@ -345,6 +367,49 @@ def test_an_image_in_two_manifests_is_refused(world, tmp_path, capsys):
     assert "lines 2 of rated.csv, 2 of again.csv" in capsys.readouterr().err
 
 
+def test_a_copy_under_another_name_is_in_the_same_split(world):
+    (world / "copy.png").write_bytes((world / "blur_0_0.png").read_bytes())
+
+    def change(rows):
+        for row in rows:
+            row["group"] = row.pop("reference")
+        rows[6]["path"], rows[6]["group"] = "copy.png", "another"
+
+    manifest = edited(world, "copies.csv", change)
+    results = judged(world, "net", manifest=manifest.name, protocol="splits")
+    assert read_manifest(str(manifest)).groups.max() + 1 == SCENES + 1
+    assert {split["test"] for split in results["evaluations"][0]["splits"]} <= {11, 12, 13}
+    assert results["evaluations"][0]["test_groups"] <= SCENES
+
+
+def test_levels_are_compared_within_a_scene_only(world):
+    def change(rows):
+        for row in rows:
+            row["group"], row["reference"] = row["reference"], ""
+
+    judged_by = [read_manifest(str(world / name)) for name in ("rated.csv", edited(world, "grouped.csv", change).name)]
+    series = [rated.rated_of(manifest).series for manifest in judged_by]
+    assert [len(set(one)) for one in series] == [SCENES * 2] * 2
+
+
+def test_a_control_that_one_manifest_has_no_values_of(world, monkeypatch):
+    """MS-SSIM, for which the images of one are too small, is left out of all, and the note says so."""
+    monkeypatch.setattr("csrtrain.evaluate.protocols.SPLITS", 2)  # on the diagonal
+    large = []
+    for scene, address in enumerate(samples.natural()[:5]):
+        image = Image.fromarray(decode.to_channels(decode.read(address), 3).permute(1, 2, 0).numpy()).resize((180, 180))
+        image.save(world / f"l{scene}.png")
+        image.filter(ImageFilter.GaussianBlur(scene)).save(world / f"lb{scene}.png")
+        large.append([f"lb{scene}.png", 5 - scene, f"l{scene}.png"])
+    write(world / "large.csv", ["path", "mos", "reference"], large)
+    edited(world, "small.csv", lambda rows: rows.__delitem__(slice(30, None)))
+    results = judged(world, "distance", manifest=["large.csv", "small.csv"], with_controls=True)
+    names = [set(one["methods"]) for one in results["evaluations"]]
+    assert "MS-SSIM" in judged(world, "distance", manifest="large.csv", with_controls=True)["evaluations"][0]["methods"]
+    assert len(names) == 4 and all(one == names[0] and "MS-SSIM" not in one for one in names)
+    assert any("MS-SSIM is left out" in note for note in results["notes"])
+
+
 def test_ratings_that_a_metric_was_fitted_to_are_refused(world, tmp_path, capsys):
     metric = bundle.load_metric(world / "metric.safetensors")
     training = {"data": {"digest": read_manifest(str(world / "rated.csv")).digest}}
@@ -377,12 +442,36 @@ def test_wrong_manifests(world, tmp_path, capsys):
     assert run(world, tmp_path, "net", manifest="plain.csv") == 2
     assert "Expected a manifest" in capsys.readouterr().err
     assert run(world, tmp_path, "net", manifest="nowhere.csv") == 2
+    assert "got nothing at" in capsys.readouterr().err
+    (world / "folder.csv").mkdir()
+    assert run(world, tmp_path, "net", manifest="folder.csv") == 2
+    assert "got a folder at" in capsys.readouterr().err
+    alike = edited(world, "alike.csv", lambda rows: [row.update(mos=3) for row in rows])
+    assert run(world, tmp_path, "distance", manifest=alike.name) == 2
+    assert "alike.csv, got mos 3 for all" in capsys.readouterr().err
+    few = edited(world, "few.csv", lambda rows: [rows.pop() for _ in range(44)])
+    assert run(world, tmp_path, "metric", manifest=few.name) == 2
+    assert "got 4. Rate more images." in capsys.readouterr().err
+    one = edited(world, "one.csv", lambda rows: [rows.pop() for _ in range(42)])
+    assert run(world, tmp_path, "metric", manifest=one.name) == 2
+    assert "or leave the controls out with --no-controls" in capsys.readouterr().err
     unreferenced = edited(world, "unreferenced.csv", lambda rows: rows[4].update(reference=""))
     assert run(world, tmp_path, "distance", manifest=unreferenced.name) == 2
     assert "Expected a reference for every image" in capsys.readouterr().err
     write(world / "choices.csv", ["reference", "p0", "p1", "judge"], [["r0.png", "r1.png", "r2.png", 3]])
     assert run(world, tmp_path, "distance", manifest="choices.csv") == 2
     assert "line 2: judge is '3', no share" in capsys.readouterr().err
+    write(world / "both.csv", ["reference", "p0", "p1", "judge", "same"], [["r0.png", "r1.png", "r2.png", 1, 1]])
+    assert run(world, tmp_path, "distance", manifest="both.csv") == 2
+    assert "Expected one column of judgements in" in capsys.readouterr().err
+    write(world / "unseen.csv", ["p0", "p1", "same"], [["r0.png", "r1.png", 0]])
+    assert run(world, tmp_path, "distance", manifest="unseen.csv") == 2
+    assert "difference somebody did not see" in capsys.readouterr().err
+    (world / "copy.png").write_bytes((world / "r1.png").read_bytes())
+    rows = [["r0.png", "r1.png", "r2.png", 1, "train"], ["r3.png", "copy.png", "r4.png", 1, "test"]]
+    write(world / "leak.csv", ["reference", "p0", "p1", "judge", "split"], rows)
+    assert run(world, tmp_path, "distance", manifest="leak.csv", extra=("--protocol", "native")) == 2
+    assert "the same file content in lines 2, 3" in capsys.readouterr().err
     rows = [["r0.png", "r1.png", "r2.png", 1], ["r0.png", "r2.png", "r1.png", 0]]
     write(world / "choices.csv", ["reference", "p0", "p1", "judge"], rows)
     assert run(world, tmp_path, "distance", manifest="choices.csv") == 2
@@ -393,12 +482,14 @@ def test_wrong_manifests(world, tmp_path, capsys):
 
 def test_dmos_has_its_sign_turned(world):
     def turned(rows):
+        del rows[12:]
         for row in rows:
             row["mos"] = str(-float(row["mos"]))
 
+    edited(world, "few_mos.csv", lambda rows: rows.__delitem__(slice(12, None)))
     manifest = edited(world, "dmos.csv", turned)
     manifest.write_text(manifest.read_text().replace("path,mos", "path,dmos"))
-    found = [judged(world, "metric", manifest=name)["evaluations"][0] for name in ("rated.csv", "dmos.csv")]
+    found = [judged(world, "metric", manifest=name)["evaluations"][0] for name in ("few_mos.csv", "dmos.csv")]
     values = [one["methods"]["metric"]["measures"]["srcc"]["value"] for one in found]
     assert values[0] == pytest.approx(values[1]) and abs(values[0]) > 0.01
 
@@ -417,8 +508,20 @@ def test_the_aggregate_is_the_mean_of_ranks():
     assert found["methods"]["b"]["rank_mean"] == pytest.approx((1 + 3 + five_equal) / 7)
 
 
-def test_a_shift_moves_what_sees_places(world):
+def test_a_type_that_says_nothing_is_not_passed_over(world):
+    """Scores that are alike within one type have no worst SRCC, whichever type that is."""
+    manifest = read_manifest(str(world / "rated.csv"))
+    judged_by, whole = rated.rated_of(manifest), rated.Split(np.empty(0, dtype=np.int64), np.arange(len(manifest)))
+    for alike in ("blur", "noise"):
+        values = np.where(np.array(manifest.columns["type"]) == alike, 0.0, manifest.ratings)[:, None]
+        method = Method("m", "distance", "none", values, {}, lambda x, y: np.array([float(x.mean())]))
+        found = judging.judge([method], judged_by, [whole], Reading(), 0, True)
+        assert math.isnan(found["aggregate"]["methods"]["m"]["parts"]["worst_type_srcc"])
+
+
+def test_a_shift_moves_what_sees_places(world, monkeypatch):
     """A mean of pixels hardly notices one pixel; the value of one place in noise moves as far as images differ."""
+    monkeypatch.setattr("csrtrain.evaluate.aggregate._TIMED", 32)
     manifest = read_manifest(str(world / "rated.csv"))
     rows = np.flatnonzero(np.array(manifest.columns["type"]) == "noise")
     found = []

@@ -24,7 +24,6 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Pair = Callable[[int], tuple[Array, Array]]
 
-MEASURES = ("srcc", "krcc", "plcc", "plcc_logistic", "rmse", "outlier_ratio")
 COMPARED = ("srcc", "krcc", "plcc_logistic")
 _FOLDS = 5
 _SEARCHED = 1000  # rows on which the strength of the SVR is chosen
@@ -192,36 +191,22 @@ def measured(
 
 
 def agreement(predicted: Predicted, rated: Rated, splits: Sequence[Split], weights: Array) -> dict[str, Measured]:
-    """`MEASURES` of a method; curves are those fitted to all test rows of a split, also in bootstrap samples."""
+    """Measures of a method by name; curves are those fitted to all test rows of a split, also in bootstrap samples."""
     quality = [rated.quality[split.test] for split in splits]
     scores = predicted.scores
     mapped = [curve(s) for curve, s in zip(predicted.curves, scores, strict=True)]
     square = [(m - q) ** 2 for m, q in zip(mapped, quality, strict=True)]
+
+    def correlation(
+        point: Callable[[Array, Array], float], drawn: Callable[[Array, Array, Array], Array], x: list[Array]
+    ) -> Measured:
+        return measured(lambda k: point(x[k], quality[k]), lambda k, w: drawn(x[k], quality[k], w), splits, weights)
+
     found = {
-        "srcc": measured(
-            lambda k: srcc(scores[k], quality[k]),
-            lambda k, w: bootstrap.weighted_srcc(scores[k], quality[k], w),
-            splits,
-            weights,
-        ),
-        "krcc": measured(
-            lambda k: krcc(scores[k], quality[k]),
-            lambda k, w: bootstrap.weighted_krcc(scores[k], quality[k], w),
-            splits,
-            weights,
-        ),
-        "plcc": measured(
-            lambda k: plcc(scores[k], quality[k]),
-            lambda k, w: bootstrap.weighted_plcc(scores[k], quality[k], w),
-            splits,
-            weights,
-        ),
-        "plcc_logistic": measured(
-            lambda k: plcc(mapped[k], quality[k]),
-            lambda k, w: bootstrap.weighted_plcc(mapped[k], quality[k], w),
-            splits,
-            weights,
-        ),
+        "srcc": correlation(srcc, bootstrap.weighted_srcc, scores),
+        "krcc": correlation(krcc, bootstrap.weighted_krcc, scores),
+        "plcc": correlation(plcc, bootstrap.weighted_plcc, scores),
+        "plcc_logistic": correlation(plcc, bootstrap.weighted_plcc, mapped),
         "rmse": measured(
             lambda k: math.sqrt(square[k].mean()),
             lambda k, w: np.sqrt(bootstrap.weighted_mean(square[k], w)),
