@@ -59,7 +59,8 @@ def fit_svr(
     """
     chosen = np.arange(len(ratings))
     if most is not None and len(chosen) > most:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
+        drawn = np.sort(np.random.default_rng(0).permutation(len(ratings))[:most])
+        chosen = drawn if len(np.unique(groups[drawn])) > 1 else chosen
     folds = min(folds, len(np.unique(groups[chosen])))
     search = GridSearchCV(
         make_pipeline(StandardScaler(), SVR(epsilon=0.02)), _STRENGTHS, cv=GroupKFold(folds), refit=most is None

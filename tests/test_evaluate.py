@@ -461,7 +461,7 @@ def test_wrong_manifests(world, tmp_path, capsys):
     assert "Expected a reference for every image" in capsys.readouterr().err
     write(world / "choices.csv", ["reference", "p0", "p1", "judge"], [["r0.png", "r1.png", "r2.png", 3]])
     assert run(world, tmp_path, "distance", manifest="choices.csv") == 2
-    assert "line 2: judge is '3', no share" in capsys.readouterr().err
+    assert "line 2: judge is 3, no share" in capsys.readouterr().err
     write(world / "both.csv", ["reference", "p0", "p1", "judge", "same"], [["r0.png", "r1.png", "r2.png", 1, 1]])
     assert run(world, tmp_path, "distance", manifest="both.csv") == 2
     assert "Expected one column of judgements in" in capsys.readouterr().err

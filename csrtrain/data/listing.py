@@ -85,7 +85,9 @@ def _read_column(root: str, text: bytes, column: str | None) -> list[str]:
     names = reader.fieldnames or []
     if column not in names:
         got = "no column name" if column is None else f"{column!r}"
-        raise ValueError(f"Expected one of the columns {', '.join(names)} of {root}, got {got}. Set data.column.")
+        raise ValueError(
+            f"Expected one of the columns {', '.join(names)} of {root}, got {got}. Name one (data.column, --column)."
+        )
     cells = [(reader.line_num, (row[column] or "").strip()) for row in reader]
     blank = [line for line, cell in cells if not cell]
     if blank:

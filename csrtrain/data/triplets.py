@@ -2,8 +2,8 @@
 
 A triplet has `reference`, `p0`, `p1`, and `judge`, the share of people who chose p1 as closer to the reference. A pair
 (just noticeable differences, JND) has `p0`, `p1`, and `same`, the share who saw no difference. Both may have `group`
-(rows that belong together) and `split` (train, val, test); pairs also `subset` (the kind of distortion, over which
-LPIPS averages). Paths are absolute, or relative to the file. Other columns are kept.
+(rows that belong together), `split` (train, val, test), and `subset` (the kind of distortion, over which LPIPS
+averages). Paths are absolute, or relative to the file. Other columns are kept.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
-from csrtrain.data.manifest import Problem, address_in, joined, read_rows, refuse, row_faults
+from csrtrain.data.manifest import Problem, address_in, joined, read_rows, refuse, row_faults, shortened
 
 Array = NDArray[np.float64]
 
@@ -34,7 +34,9 @@ class Triplets:
         judge: (N,) float64, share of people who chose p1, in [0,1].
         groups: (N,) int64; rows of one reference or one group share it.
         splits: (N,) one of `csrtrain.data.manifest.SPLITS`; all train where there is no such column.
+        subsets: (N,) kind of distortion; "" where there is no such column.
         columns: every column of the file, by name, as text.
+        lines: (N,) line of the file in which each row ends; the header is line 1.
     """
 
     file: str
@@ -44,7 +46,9 @@ class Triplets:
     judge: Array
     groups: NDArray[np.int64]
     splits: NDArray[np.str_]
+    subsets: list[str]
     columns: dict[str, list[str]]
+    lines: list[int]
 
     def __len__(self) -> int:
         return len(self.judge)
@@ -52,7 +56,7 @@ class Triplets:
     @property
     def digest(self) -> str:
         """Of all columns."""
-        return hashlib.sha256(json.dumps(self.columns, sort_keys=True).encode()).hexdigest()
+        return _digest(self.columns)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class JndPairs:
         splits: (N,) one of `csrtrain.data.manifest.SPLITS`; all train where there is no such column.
         subsets: (N,) kind of distortion; "" where there is no such column.
         columns: every column of the file, by name, as text.
+        lines: (N,) line of the file in which each row ends; the header is line 1.
     """
 
     file: str
@@ -77,26 +82,33 @@ class JndPairs:
     splits: NDArray[np.str_]
     subsets: list[str]
     columns: dict[str, list[str]]
+    lines: list[int]
 
     def __len__(self) -> int:
         return len(self.same)
+
+    @property
+    def digest(self) -> str:
+        """Of all columns."""
+        return _digest(self.columns)
 
 
 def read_triplets(path: str) -> Triplets:
     """Read and check triplets.
 
     Args:
-        path: CSV file in UTF-8 with columns reference, p0, p1, judge, and if wanted group, split.
+        path: CSV file in UTF-8 with columns reference, p0, p1, judge, and if wanted group, split, subset.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, or rows are wrong; the message names the lines.
     """
     names = ("reference", "p0", "p1")
-    columns, addresses, judge = _read(path, names, "judge")
+    columns, addresses, judge, lines = _read(path, names, "judge")
     groups = _groups(addresses["reference"], columns)
     references, p0, p1 = (addresses[name] for name in names)
-    return Triplets(path, references, p0, p1, judge, groups, _splits(columns, len(judge)), columns)
+    splits, subsets = _splits(columns, len(judge)), columns.get("subset", [""] * len(judge))
+    return Triplets(path, references, p0, p1, judge, groups, splits, subsets, columns, lines)
 
 
 def read_jnd(path: str) -> JndPairs:
@@ -109,13 +121,20 @@ def read_jnd(path: str) -> JndPairs:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, or rows are wrong; the message names the lines.
     """
-    columns, addresses, same = _read(path, ("p0", "p1"), "same")
-    groups, subsets = _groups(addresses["p0"], columns), columns.get("subset", [""] * len(same))
-    return JndPairs(path, addresses["p0"], addresses["p1"], same, groups, _splits(columns, len(same)), subsets, columns)
+    columns, addresses, same, lines = _read(path, ("p0", "p1"), "same")
+    p0, p1, groups = addresses["p0"], addresses["p1"], _groups(addresses["p0"], columns)
+    splits, subsets = _splits(columns, len(same)), columns.get("subset", [""] * len(same))
+    return JndPairs(path, p0, p1, same, groups, splits, subsets, columns, lines)
 
 
-def _read(path: str, images: tuple[str, ...], share: str) -> tuple[dict[str, list[str]], dict[str, list[str]], Array]:
-    """Columns as text, addresses by column, and the share of each row."""
+def _digest(columns: dict[str, list[str]]) -> str:
+    return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+
+
+def _read(
+    path: str, images: tuple[str, ...], share: str
+) -> tuple[dict[str, list[str]], dict[str, list[str]], Array, list[int]]:
+    """Columns as text, addresses by column, and of each row the share and the line."""
     names, rows = read_rows(path)
     if missing := [name for name in (*images, share) if name not in names]:
         raise ValueError(
@@ -129,12 +148,12 @@ def _read(path: str, images: tuple[str, ...], share: str) -> tuple[dict[str, lis
         try:
             shares[i] = float(row[share])
         except ValueError:
-            problems.append(Problem(line, f"{share} is no number, but {row[share]!r}"))
+            problems.append(Problem(line, f"{share} is no number, but {shortened(row[share])!r}"))
             continue
         if not 0 <= shares[i] <= 1:
             problems.append(Problem(line, f"{share} is {shares[i]:g}, no share of people, 0 to 1"))
     refuse(path, sorted(problems))
-    return {name: [row[name] for _, row in rows] for name in names}, addresses, shares
+    return {name: [row[name] for _, row in rows] for name in names}, addresses, shares, [line for line, _ in rows]
 
 
 def _groups(references: list[str], columns: dict[str, list[str]]) -> NDArray[np.int64]:

@@ -1,7 +1,5 @@
 """How well distances agree with choices (2AFC) and with seen differences (JND): rows, measures, intervals."""
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -10,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from csrtrain.data import decode
-from csrtrain.data.manifest import RATINGS, SPLITS, joined, read_rows, shortened
+from csrtrain.data.manifest import RATINGS, read_rows
 from csrtrain.data.splits import Split, check_splits, refuse_repeated, same_image
+from csrtrain.data.triplets import Triplets, read_jnd, read_triplets
 from csrtrain.evaluate.methods import Method
 from csrtrain.evaluate.rated import Measured, compared, described_split
 from csrtrain.metrics import bootstrap
@@ -20,8 +18,6 @@ from csrtrain.metrics.preference import jnd_average_precision, jnd_draws, two_af
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
-
-_LISTED = 5
 
 
 class Preferences(NamedTuple):
@@ -31,7 +27,7 @@ class Preferences(NamedTuple):
     file: its path.
     references, p0, p1: (N,) addresses; for jnd p0 is the reference of p1, and `p0` is empty.
     share: (N,) of people who chose p1, or who saw no difference, in [0,1].
-    groups: (N,) rows of one file, reference or group, directly or through others, share it.
+    groups: (N,) rows of one reference or group, directly or through others, share it.
     splits: (N,), or None.
     subsets: (N,), "" where there is no such column.
     digest: of all columns.
@@ -73,64 +69,25 @@ def read_preferences(path: str) -> Preferences:
         ValueError: a column is missing, or rows are wrong or there twice; the message names the lines. Or everybody
             saw every difference.
     """
-    names, rows = read_rows(path)
-    judged = [name for name in ("judge", "same", *RATINGS) if name in names]
+    judged = [name for name in ("judge", "same", *RATINGS) if name in read_rows(path)[0]]
     if len(judged) > 1:
         raise ValueError(f"Expected one column of judgements in {path}, got {' and '.join(judged)}. Keep one.")
-    kind: Literal["2afc", "jnd"] = "2afc" if "judge" in names else "jnd"
-    images, share = (("reference", "p0", "p1"), "judge") if kind == "2afc" else (("p0", "p1"), "same")
-    if missing := [name for name in (*images, share) if name not in names]:
-        raise ValueError(f"Expected columns {', '.join((*images, share))} in {path}, got no {missing[0]}. Add it.")
-    folder, lines = os.path.dirname(path), [line for line, _ in rows]
-    faults: list[str] = []
-    addresses = {name: [os.path.join(folder, os.path.expanduser(row[name])) for _, row in rows] for name in images}
-    shares = np.full(len(rows), np.nan)
-    for i, (line, row) in enumerate(rows):
-        for name in images:
-            if not row[name] or not os.path.isfile(decode.split(addresses[name][i])[0]):
-                faults.append(f"line {line}: no file {name} {shortened(row[name])}")
-        try:
-            shares[i] = float(row[share])
-        except ValueError:
-            pass
-        if not 0 <= shares[i] <= 1:
-            faults.append(f"line {line}: {share} is {shortened(row[share])!r}, no share of people in 0 to 1")
-        if "split" in row and row["split"] not in SPLITS:
-            faults.append(f"line {line}: split is {shortened(row['split'])!r}, none of {', '.join(SPLITS)}")
-        if "group" in row and not row["group"]:
-            faults.append(f"line {line}: no group")
-    if faults:
-        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        raise ValueError(f"Expected sound rows in {path}, got {'; '.join(faults[:_LISTED])}{more}. Correct them.")
-    if kind == "jnd" and not shares.any():
+    read = read_triplets(path) if judged == ["judge"] else read_jnd(path)
+    kind: Literal["2afc", "jnd"] = "2afc" if isinstance(read, Triplets) else "jnd"
+    references, p0 = (read.references, read.p0) if isinstance(read, Triplets) else (read.p0, [])
+    share = read.judge if isinstance(read, Triplets) else read.same
+    if kind == "jnd" and not share.any():
         raise ValueError(
             f"Expected pairs in {path} whose difference somebody did not see, got same 0 for all. Check the column."
         )
-    columns = {name: [row[name] for _, row in rows] for name in names}
-    references = addresses["reference" if kind == "2afc" else "p0"]
-    p0 = addresses["p0"] if kind == "2afc" else []
     keys = [
-        (same_image(references[i]), frozenset(same_image(image[i]) for image in (p0, addresses["p1"]) if image))
-        for i in range(len(rows))
+        (same_image(references[i]), frozenset(same_image(image[i]) for image in (p0, read.p1) if image))
+        for i in range(len(read))
     ]
-    refuse_repeated(keys, lines, path, "triplet" if kind == "2afc" else "pair")
-    named = [
-        [("image", str(same_image(addresses[name][i]))) for name in images] + [("group", row.get("group", ""))]
-        for i, (_, row) in enumerate(rows)
-    ]
-    digest = hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+    refuse_repeated(keys, read.lines, path, "triplet" if kind == "2afc" else "pair")
+    splits = read.splits.tolist() if "split" in read.columns else None
     return Preferences(
-        kind,
-        path,
-        references,
-        p0,
-        addresses["p1"],
-        shares,
-        joined(named),
-        columns.get("split"),
-        columns.get("subset", [""] * len(rows)),
-        digest,
-        lines,
+        kind, path, references, p0, read.p1, share, read.groups, splits, read.subsets, read.digest, read.lines
     )
 
 

@@ -257,7 +257,7 @@ def test_csv_column(tmp_path):
     assert relative(build_index(str(path), column="image"), tmp_path) == ["b, 1.png", "a.png"]
     assert is_cached(path, column="image")
     with pytest.raises(
-        ValueError, match=r"Expected one of the columns image, mos of .*labels\.csv, got 'path'. Set data.column"
+        ValueError, match=r"Expected one of the columns image, mos of .*labels\.csv, got 'path'. Name one"
     ):
         build_index(str(path), column="path")
     with pytest.raises(ValueError, match="got no column name"):
