@@ -5,11 +5,12 @@
 
 `DIR/natural`: 900 photographs to train on (96 px crops, their antialiased bicubic half is the input), every tenth to
 judge on (224 px, the middle). The same small residual network, seeds 0 to 2, 10 CPU minutes of one thread for each
-loss, so a dearer loss makes fewer steps. Losses: L1; L1 + the distance (all weights 1, all stages) of each bundle and,
-as the control, of an untrained ResNet-18. The distance's factor is not tuned: at the first step its gradient gets the
+loss, so a dearer loss makes fewer steps; L1 once more with as many steps as the untrained network's distance left time
+for. Losses: L1; L1 + the distance (all weights 1, all stages) of each bundle and, as the control, of an untrained
+ResNet-18. The distance's factor is not tuned: at the first step its gradient gets the
 length of L1's. Judged by indices that are in none of the losses: GMSD and HaarPSI (piq), PSNR, and the radial spectrum
 error, the mean over frequencies of |log10 power - log10 power of the original|, of luma. Intervals: 95 %, paired
-bootstrap over images of means over seeds. "Better" means that the interval of the difference to L1 excludes 0.
+bootstrap over images of means over seeds. "Better" means that the interval of the difference excludes 0.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from csrtrain.models.full_reference import FullReferenceMetric
 
 MINUTES, SEEDS, BATCH, CROP, RATE, JUDGED = 10.0, 3, 8, 96, 1e-3, 224
 WARM = 50  # steps, before memory is looked at
+FEWER = "L1, as many steps as with a distance"
 INDICES = {"psnr": 1, "gmsd": -1, "haarpsi": 1, "spectrum": -1}  # 1: higher is better
 
 
@@ -78,16 +80,18 @@ def photographs(root: Path, judged: bool) -> list[Tensor]:
 def losses(bundles: dict[str, str]) -> dict[str, FullReferenceMetric | None]:
     """None is L1 alone."""
     distances = {f"L1 + {name}": FullReferenceMetric(made) for name, made in harness.backbones(bundles).items()}
-    return {"L1": None, **distances}
+    return {"L1": None, **distances, FEWER: None}
 
 
-def train(distance: FullReferenceMetric | None, images: list[Tensor], seed: int) -> tuple[Upsampler, dict[str, float]]:
-    """A network, and what its training took."""
+def train(
+    distance: FullReferenceMetric | None, images: list[Tensor], seed: int, most: int | None = None
+) -> tuple[Upsampler, dict[str, float]]:
+    """A network, and what its training took: `MINUTES`, or `most` steps."""
     torch.manual_seed(seed)
     network, random, process = Upsampler(), np.random.default_rng(seed), psutil.Process()
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     factor, steps, memory, start = 0.0, 0, 0, time.process_time()
-    while (share := (time.process_time() - start) / (60 * MINUTES)) < 1:
+    while (share := steps / most if most else (time.process_time() - start) / (60 * MINUTES)) < 1:
         optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * share))
         crops = []
         for i in random.integers(0, len(images), BATCH):
@@ -155,7 +159,8 @@ def file_of(runs: Path, name: str, seed: int) -> Path:
 def train_one(root: Path, runs: Path, bundles: dict[str, str], name: str, seed: int) -> None:
     """One network, in a process of its own."""
     torch.set_num_threads(1)
-    network, facts = train(losses(bundles)[name], photographs(root, judged=False), seed)
+    steps = int(np.load(file_of(runs, "L1 + untrained", seed))["steps"]) if name == FEWER else None
+    network, facts = train(losses(bundles)[name], photographs(root, judged=False), seed, steps)
     wanted = middles(photographs(root, judged=True))
     with torch.no_grad():
         made = torch.cat([network(half(part)) for part in wanted.split(10)])
@@ -170,13 +175,14 @@ def rows_of(runs: Path, names: list[str], bicubic: dict[str, NDArray[np.float64]
         row: dict[str, Any] = {"loss": name}
         row["steps"] = round(float(np.mean([one["steps"] for one in found])))
         for index, sign in INDICES.items():
-            values, base = (np.mean([one[index] for one in kept[which]], axis=0) for which in (name, "L1"))
+            values = np.mean([one[index] for one in found], axis=0)
             row[index] = float(values.mean())
             row[f"{index}: seeds"] = " ".join(f"{one[index].mean():.4g}" for one in found)
-            if name != "L1":
+            for other in ("L1", FEWER) if name not in ("L1", FEWER) else ():
+                base = np.mean([one[index] for one in kept[other]], axis=0)
                 _, low, high = paired_bootstrap(values, base, np.arange(len(values)))
                 verdict = "better" if sign * low > 0 < sign * high else "worse" if sign * low < 0 > sign * high else "="
-                row[f"{index} minus L1"] = f"[{low:+.4f}, {high:+.4f}] {verdict}"
+                row[f"{index} minus {other}"] = f"[{low:+.4f}, {high:+.4f}] {verdict}"
         grown = [one["MiB grown after 50 steps"] for one in found]
         row["MiB grown after 50 steps"] = float(np.max(grown))
         rows.append(row)

@@ -346,6 +346,10 @@ def test_missing_and_empty_folders_stop_before_anything_is_written(fit, tmp_path
 
 def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("csrtrain.data.published.read_published", lambda *_: signal.raise_signal(signal.SIGINT))
-    assert main(["manifest", "live", str(tmp_path), "-o", str(tmp_path / "m.csv")]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        assert main(["manifest", "live", str(tmp_path), "-o", str(tmp_path / "m.csv")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
     assert said.startswith("interrupted: ") and said.count("\n") == 1 and not list(tmp_path.iterdir())
