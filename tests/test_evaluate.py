@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from scipy.optimize import curve_fit
 
-from csrtrain import bundle, controls, evaluate, score
+from csrtrain import bundle, controls, evaluate, headers, score
 from csrtrain.cli import main
 from csrtrain.data import decode, samples
 from csrtrain.data.manifest import read_manifest
@@ -69,10 +69,10 @@ def world(tmp_path_factory):
     metric.domain.limits.fill_(100)
     training = {"data": {"digest": "another"}}
     described = bundle.described_metric(metric, "header", training, {})
-    bundle.save(folder / "metric.safetensors", metric, bundle.MetricHeader(**described))
+    bundle.save(folder / "metric.safetensors", metric, headers.MetricHeader(**described))
     distance = FullReferenceMetric(backbone)
     described = bundle.described_distance(distance, "header", training, {})
-    bundle.save(folder / "distance.safetensors", distance, bundle.DistanceHeader(**described))
+    bundle.save(folder / "distance.safetensors", distance, headers.DistanceHeader(**described))
     return folder
 
 
@@ -199,6 +199,7 @@ def test_constant_features_say_nothing_across_folds():
 
 def test_distances_beside_pixels_and_ssim(world):
     results = judged(world, "distance", with_controls=True)
+    assert "distance: a distance with all weights 1, which no rating was used for." in results["notes"]
     (evaluation,) = results["evaluations"]
     names = ["distance", "untrained test_resnet (all stages)", "pixel L2", "PSNR", "SSIM"]
     assert list(evaluation["methods"]) == names and any("MS-SSIM is left out" in note for note in results["notes"])
@@ -415,7 +416,7 @@ def test_ratings_that_a_metric_was_fitted_to_are_refused(world, tmp_path, capsys
     metric = bundle.load_metric(world / "metric.safetensors")
     training = {"data": {"digest": read_manifest(str(world / "rated.csv")).digest}}
     described = bundle.described_metric(metric, "header", training, {})
-    bundle.save(world / "own.safetensors", metric, bundle.MetricHeader(**described))
+    bundle.save(world / "own.safetensors", metric, headers.MetricHeader(**described))
     assert run(world, tmp_path, "own") == 2
     assert "Expected ratings that own was not fitted to" in capsys.readouterr().err
     assert "was fitted to the rows of split train" in judged(world, "own", protocol="native")["notes"][0]

@@ -351,6 +351,9 @@ def _notes(
                 "saw the test images, without ratings, is not known."
             )
             continue
+        if one.kind == "distance" and one.module.header and one.module.header.distance["fitted_to"] == "ones":
+            notes.append(f"{one.name}: a distance with all weights 1, which no rating was used for.")
+            continue
         training = one.module.header.training if one.module.header else {}
         digest = training.get("data", {}).get("digest") if isinstance(training.get("data"), dict) else None
         for file, its_digest in manifests:

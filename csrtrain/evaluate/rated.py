@@ -58,7 +58,7 @@ class Predicted(NamedTuple):
     scores: per split (n,) of its test rows, higher is better.
     curves: per split, from scores to quality.
     alphas: of ridge, per split.
-    head: that of the first split: values (M,F) -> scores (M,).
+    head: of the first split, or of one fifth of it: values (M,F) -> scores (M,).
     """
 
     scores: list[Array]

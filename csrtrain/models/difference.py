@@ -13,8 +13,9 @@ from csrtrain.models.features import FrozenFeatures
 class DifferenceMetric(nn.Module):
     """Pairs of images -> predicted loss of quality in the units of the ratings: 0 for identical images.
 
-    w . |h(x) - h(y)|, without an intercept, so that nothing is lost where nothing differs (CONTRIQUE, arXiv 2110.13266,
-    section III-D). Below 0 it is 0 (ours: weights may be negative).
+    w . |h(x) - h(y)| (CONTRIQUE, arXiv 2110.13266, section III-D). Ours: no intercept, which in the released regressors
+    is the score of identical images, so that nothing is lost where nothing differs; and 0 where it is below 0, because
+    weights may be negative.
 
     Args:
         features: frozen backbones and their contracts.

@@ -51,7 +51,7 @@ class FullReferenceMetric(nn.Module):
         self.backbone = freeze(backbone)
         self.weights = nn.ParameterDict({str(k): torch.ones(backbone.stage_channels[k]) for k in self.stages})
         self.weights.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # a third faster in bf16
+        self.to(memory_format=torch.channels_last)  # a fifth faster in bf16 on a CPU
 
     @property
     def channels(self) -> int:
@@ -157,13 +157,8 @@ class FullReferenceMetric(nn.Module):
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
                 "got another. Make it again."
             )
-        if reference is None and len(images) == len(x) and not (x.requires_grad or images.requires_grad):
-            # One pass instead of two, a tenth faster; as a loss the references need no pass back.
-            pairs = [maps.chunk(2) for maps in self._unit_maps(torch.cat([x, images]))]
-            of_x, of_y = [u for u, _ in pairs], [v for _, v in pairs]
-        else:
-            of_x = self._unit_maps(x)
-            of_y = self._unit_maps(images) if reference is None else reference.maps
+        of_x = self._unit_maps(x)
+        of_y = self._unit_maps(images) if reference is None else reference.maps
         # Identical images: what is left are rounding errors of other batches, and their gradient.
         differs = (x != images).flatten(1).any(1)[:, None, None]
         if x.device.type != "cpu":
