@@ -4,7 +4,8 @@
 
 The metric is an untrained ResNet-18 with a random head, the distance one with all weights 1: only memory, time and what
 becomes of each file are looked at. `python -m benchmarks.scoring` compares the pairs alone, and keeps no result.
-Memory is the largest of the command with all its processes, shared pages counted once (PSS), sampled every 50 ms.
+Memory is the largest of the command with all its processes, sampled every 50 ms: what each has to itself, and once the
+pages that the process with the most of them shares with any other.
 """
 
 import csv
@@ -60,9 +61,10 @@ def score(metric: Path, images: Path, output: Path, *extra: str) -> Done:
             try:
                 family = [watched, *watched.children(recursive=True)]
                 resident = sum(member.memory_info().rss for member in family)
-                if resident > highest:  # PSS takes the kernel long, and is not above it
+                if resident > highest:  # what follows takes the kernel long, and is not above it
                     highest = resident
-                    most = max(most, sum(member.memory_full_info().pss for member in family))
+                    full = [member.memory_full_info() for member in family]
+                    most = max(most, sum(info.uss for info in full) + max(info.rss - info.uss for info in full))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 pass
             time.sleep(0.05)
