@@ -204,8 +204,8 @@ def factors(root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path
                 low, high = np.percentile(draws[name] - draws[first], [2.5, 97.5])
                 row[f"minus {first}, {subset}"] = f"[{low:+.3f}, {high:+.3f}]"
     notes = [
-        f"{STEPS} steps of 32 images of 160 px, or as many pixels; one seed each, so differences below about 0.02 may be the "
-        "seed's. The published test split, intervals: 95 %, paired bootstrap over groups.",
+        f"{STEPS} steps of 32 images of 160 px, or as many pixels; one seed each, so differences below about 0.02 may "
+        "be the seed's. The published test split, intervals: 95 %, paired bootstrap over groups.",
     ]
     title = "CONTRIQUE on BIQ2021, short trainings that differ in one thing"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors --runs RUNS --write"
