@@ -157,7 +157,7 @@ class FullReferenceMetric(nn.Module):
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
                 "got another. Make it again."
             )
-        of_x = self._unit_maps(x)
+        of_x = self._maps(x)
         of_y = self._unit_maps(images) if reference is None else reference.maps
         # Identical images: what is left are rounding errors of other batches, and their gradient.
         differs = (x != images).flatten(1).any(1)[:, None, None]
@@ -165,20 +165,25 @@ class FullReferenceMetric(nn.Module):
             wrong = [_out_of_range(z).flatten(1).any(1)[:, None, None] for z in (x, images)]
         with torch.autocast(x.device.type, enabled=False):
             found = []
-            for weight, u, v in zip(self.weights.values(), of_x, of_y, strict=True):
-                stage = torch.einsum("bchw,c->bhw", (u - v).square(), weight.float())
+            for weight, f, v in zip(self.weights.values(), of_x, of_y, strict=True):
+                difference = torch.addcmul(v, f, _inverse_lengths(f), value=-1)  # v - f / |f|: one pass over f less
+                stage = torch.einsum("bchw,c->bhw", difference.square(), weight.float())
                 stage = torch.where(differs, stage, torch.zeros_like(stage))
                 if x.device.type != "cpu":
                     stage = stage.masked_fill(wrong[0] | wrong[1], torch.nan)
                 found.append(stage)
         return found
 
-    def _unit_maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the stages, float32, each vector of length 1."""
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the stages, float32."""
         maps = self.backbone.feature_maps(images.contiguous(memory_format=torch.channels_last))
+        return [maps[stage].float() for stage in self.stages]
+
+    def _unit_maps(self, images: Tensor) -> list[Tensor]:
+        """The same, each vector of length 1."""
+        maps = self._maps(images)  # under autocast, if the caller is
         with torch.autocast(images.device.type, enabled=False):
-            chosen = [maps[stage].float() for stage in self.stages]
-            return [f * torch.rsqrt(f.square().sum(1, keepdim=True) + _EPSILON) for f in chosen]
+            return [f * _inverse_lengths(f) for f in maps]
 
     def _check(self, what: str, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels or images.dtype not in _FLOATS:
@@ -193,6 +198,11 @@ class FullReferenceMetric(nn.Module):
             low, high = (float(value.float().numpy()) for value in images.detach().aminmax())
             if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN too
                 raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+
+
+def _inverse_lengths(f: Tensor) -> Tensor:
+    """(B,C,h,w) -> (B,1,h,w)."""
+    return torch.rsqrt(torch.linalg.vector_norm(f, dim=1, keepdim=True).square() + _EPSILON)
 
 
 def _distance(stages: list[Tensor]) -> Tensor:
