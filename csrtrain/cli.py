@@ -434,6 +434,7 @@ examples:
   csrtrain evaluate a.safetensors b.safetensors --manifest koniq.csv --protocol native -o results/
   csrtrain evaluate a.safetensors --manifest kadid.csv --manifest tid2013.csv -o results/
   csrtrain evaluate distance.safetensors --manifest triplets.csv -o results/
+  csrtrain evaluate distance.safetensors --manifest bapps.csv --size 64 -o results/
 
 manifests, by their columns (paths are absolute or relative to the file):
   ratings  path, mos or dmos; and if wanted reference, group, split, type, level, std
@@ -448,6 +449,7 @@ Exit code 1 when an image cannot be read: it is listed, and the others are evalu
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--no-controls", action="store_true", help="leave the controls out")
     parser.add_argument("--seed", type=int, default=0, help="of splits, folds and bootstrap samples; default: 0")
+    parser.add_argument("--size", type=int, help="of choices: resize images to a square, pixels; LPIPS: 64")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -461,15 +463,28 @@ Exit code 1 when an image cannot be read: it is listed, and the others are evalu
             f"Expected --batch-size >= 1, --workers >= 0 and --seed >= 0, got {options.batch_size}, {options.workers} "
             f"and {options.seed}. Correct them."
         )
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.size is not None and options.size < 16:
+        raise ValueError(f"Expected --size >= 16 pixels, got {options.size}. Correct it.")
+    existing = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"Expected a folder that can be written to for {options.output}, got {existing}. Name another."
+        )
 
     from csrtrain import evaluate
     from csrtrain.evaluate.methods import Reading
 
     reading = Reading(options.device, options.bf16, options.batch_size, options.workers, options.slice_axis)
     results = evaluate.evaluate(
-        options.bundles, options.manifest, options.protocol, reading, not options.no_controls, options.seed
+        options.bundles,
+        options.manifest,
+        options.protocol,
+        reading,
+        not options.no_controls,
+        options.seed,
+        options.size,
     )
+    options.output.mkdir(parents=True, exist_ok=True)
     files = evaluate.write(options.output, results)
     print((options.output / "report.md").read_text())
     print(f"Wrote {', '.join(path.name for path in files)} into {options.output}.")

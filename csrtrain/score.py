@@ -187,6 +187,7 @@ def score_pairs(
     workers: int = 0,
     slice_axis: int = 2,
     heatmaps: str | Path | None = None,
+    size: int | None = None,
 ) -> pd.DataFrame:
     """Distances of whole images to their references, with a progress bar; memory grows with neither number nor size.
 
@@ -201,6 +202,7 @@ def score_pairs(
         slice_axis: axis along which NIfTI volumes are cut.
         heatmaps: folder for two files per image: `NAME.npy`, the distance map (H,W) float32, and `NAME.png`, the image
             with the map over it. Only of a metric that has `distance_map`.
+        size: resize all to a square of so many pixels, see `csrtrain.data.whole.whole_pairs`.
 
     Returns:
         A row per pair, in their order: path, reference, distance, and error, which names both files and says why there
@@ -219,7 +221,8 @@ def score_pairs(
     values = np.full(len(pairs), np.nan)
     errors = [""] * len(pairs)
     names = _heatmap_names(heatmaps, [address for address, _ in pairs])
-    batches = whole_pairs(pairs, metric.channels, batch_size, workers, _window(metric.header), slice_axis)
+    window = _window(metric.header)
+    batches = whole_pairs(pairs, metric.channels, batch_size, workers, window, slice_axis, size=size)
     for batch in _tracked("Distances", len(pairs), batches):
         if batch.images is None:
             errors[batch.rows[0]] = batch.reason

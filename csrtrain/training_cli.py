@@ -237,6 +237,7 @@ def _quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         r"Found \d+ module.s. in eval mode at the start of training",  # frozen backbones
         "The .*_dataloader. does not have many workers",
+        "The `srun` command is available on your system but is not used",  # a login node
         "This DataLoader will create .* worker processes in total",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision.transforms.v2.functional as tvf
 from PIL import Image, ImageFilter
 from scipy import stats
 from scipy.optimize import curve_fit
@@ -252,6 +253,32 @@ def test_triplets(world, tmp_path):
     assert (d0 < d1).any() and (d1 < d0).any() and set(method["versus"]) >= {"pixel L2", "SSIM"}
     assert evaluation["methods"]["net"]["measures"] == method["measures"]  # the same backbone, all weights 1
     assert (tmp_path / "two_afc.png").is_file()
+
+
+def test_choices_at_another_size(world, tmp_path):
+    rows = [[f"r{scene}.png", f"blur_{scene}_1.png", f"noise_{scene}_1.png", 1.0] for scene in range(SCENES)]
+    write(world / "at_32.csv", ["reference", "p0", "p1", "judge"], rows)
+    assert run(world, tmp_path / "small", "distance", manifest="at_32.csv", extra=("--size", "32")) == 0
+    (evaluation,) = json.loads((tmp_path / "small" / "results.json").read_text())["evaluations"]
+    for row in rows:  # the same images, made small beforehand
+        for name in row[:3]:
+            image = decode.to_channels(decode.read(str(world / name)), 3)
+            small = tvf.resize(image, [32, 32], antialias=True).permute(1, 2, 0).numpy()
+            Image.fromarray(small).save(world / f"small_{name}")
+    write(
+        world / "small.csv", ["reference", "p0", "p1", "judge"], [[f"small_{n}" for n in r[:3]] + r[3:] for r in rows]
+    )
+    assert run(world, tmp_path / "made", "distance", manifest="small.csv") == 0
+    (beside,) = json.loads((tmp_path / "made" / "results.json").read_text())["evaluations"]
+    for name in ("distance", "pixel L2", "SSIM"):
+        assert evaluation["methods"][name]["measures"] == beside["methods"][name]["measures"]
+    with pytest.raises(ValueError, match="no size for ratings, got 32"):
+        evaluate.evaluate([world / "net.safetensors"], [str(world / "rated.csv")], size=32)
+
+
+def test_a_refused_evaluation_leaves_no_folder(world, tmp_path):
+    assert run(world, tmp_path / "none", "net", manifest="missing.csv") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_seen_differences(world):

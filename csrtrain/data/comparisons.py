@@ -97,11 +97,10 @@ class PairBatch(NamedTuple):
 class _Shares(Dataset[PairBatch]):
     """A share of the pairs at a time; -1 is none, for ranks that have fewer."""
 
-    def __init__(self, comparisons: Comparisons, most: int, images: WholeImages, size: int | None) -> None:
+    def __init__(self, comparisons: Comparisons, most: int, images: WholeImages) -> None:
         self.pairs = comparisons.pairs
         self.shares = comparisons.shares(most)
         self.images = images
-        self.size = size
 
     def __getitem__(self, i: int) -> PairBatch:
         chosen = self.shares[i].tolist() if i >= 0 else []
@@ -133,12 +132,7 @@ class _Shares(Dataset[PairBatch]):
     def _read(self, i: int) -> tuple[Tensor | None, str]:
         """(C,H,W), or what is wrong."""
         found = self.images.read(self.images.addresses[i])
-        if isinstance(found, str):
-            return None, found
-        if self.size is not None:
-            found = tvf.resize(found, [self.size, self.size], antialias=True)
-            found = found.clamp(0, 1) if found.is_floating_point() else found
-        return found, ""
+        return (None, found) if isinstance(found, str) else (found, "")
 
     def _other_sizes(self, ends: list[int], x: Tensor, y: Tensor) -> str:
         first, second = (
@@ -167,8 +161,8 @@ def pair_loader(
         window, slice_axis, max_megapixels: see `csrtrain.data.decode.read`.
         size: resize to a square of so many pixels, antialiased; None leaves images as they are.
     """
-    images = WholeImages(comparisons.addresses, channels, window, slice_axis, max_megapixels)
-    shares = _Shares(comparisons, batch_size, images, size)
+    images = WholeImages(comparisons.addresses, channels, window, slice_axis, max_megapixels, size)
+    shares = _Shares(comparisons, batch_size, images)
     own = list(range(rank(), len(shares.shares), world_size()))
     own += [-1] * (-(-len(shares.shares) // world_size()) - len(own))
     return DataLoader(

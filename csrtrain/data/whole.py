@@ -29,7 +29,7 @@ class WholeBatch(NamedTuple):
 
 
 class WholeImages(Dataset[WholeBatch]):
-    """One address at a time, as a batch of one; arguments as for `whole_images`."""
+    """One address at a time, as a batch of one; arguments as for `whole_images`, size as for `whole_pairs`."""
 
     def __init__(
         self,
@@ -38,12 +38,14 @@ class WholeImages(Dataset[WholeBatch]):
         window: decode.Window,
         slice_axis: int,
         max_megapixels: float,
+        size: int | None = None,
     ) -> None:
         self.addresses = addresses
         self.channels = channels
         self.window = window
         self.slice_axis = slice_axis
         self.max_megapixels = max_megapixels
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -65,7 +67,13 @@ class WholeImages(Dataset[WholeBatch]):
             return f"{address}: {error}"
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
             return f"{address}: Expected finite values, got NaN or infinity. Mend the file."
-        return image
+        return image if self.size is None else resized(image, self.size)
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """(C,H,W) uint8, or float in [0,1] -> (C,size,size), antialiased."""
+    found: Tensor = tvf.resize(image, [size, size], antialias=True)
+    return found.clamp(0, 1) if found.is_floating_point() else found
 
 
 class WholePairs(Dataset[WholeBatch]):
@@ -134,9 +142,13 @@ def whole_pairs(
     window: decode.Window = "header",
     slice_axis: int = 2,
     max_megapixels: float = 200.0,
+    size: int | None = None,
 ) -> Iterator[WholeBatch]:
-    """Every pair of an image and its reference once, as `whole_images`; its arguments."""
-    images = WholeImages([], channels, window, slice_axis, max_megapixels)
+    """Every pair of an image and its reference once, as `whole_images`; its arguments.
+
+    size: resize both to a square of so many pixels, antialiased; None leaves images as they are.
+    """
+    images = WholeImages([], channels, window, slice_axis, max_megapixels, size)
     yield from _grouped(WholePairs(pairs, images), batch_size, workers)
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from csrtrain import bundle, controls, score
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
+from csrtrain.data.whole import resized
 from csrtrain.headers import DistanceHeader
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -157,23 +158,25 @@ def distance_methods(
     reading: Reading,
     with_controls: bool,
     seed: int,
+    size: int | None = None,
 ) -> list[Method]:
     """Distances, minus which is the score, then their controls: pixels, SSIM, MS-SSIM, untrained backbones.
 
     Args:
         contenders: distances, and backbones, see `distance_of`.
         pairs: addresses of images and of their references.
+        size: resize all to a square of so many pixels, antialiased; None leaves them as they are.
     """
     methods = []
     for one in contenders:
         assert not isinstance(one.module, NoReferenceMetric)
-        methods.append(_compared(one.name, "distance", distance_of(one.module), one.window, pairs, reading))
+        methods.append(_compared(one.name, "distance", distance_of(one.module), one.window, pairs, reading, size))
     if not with_controls or not contenders:
         return methods
     window = contenders[0].window
     pixels = _Similarities(tuple(_SIMILARITIES))
     addresses, references = [image for image, _ in pairs], [reference for _, reference in pairs]
-    values, broken = _classical("Pixels", pixels, len(_SIMILARITIES), addresses, references, window, reading)
+    values, broken = _classical("Pixels", pixels, len(_SIMILARITIES), addresses, references, window, reading, size)
     sound = np.array([row not in broken for row in range(len(pairs))])
     beside = [
         Method(name, "control", "none", values[:, k, None], broken, _Similarities((name,)), 0, window, pairs=True)
@@ -185,7 +188,7 @@ def distance_methods(
         assert not isinstance(contender.module, NoReferenceMetric)
         name, metric = _untrained_distance(distance_of(contender.module), seed)
         if name not in untrained:
-            untrained[name] = _compared(name, "control", metric, contender.window, pairs, reading)
+            untrained[name] = _compared(name, "control", metric, contender.window, pairs, reading, size)
         method.controls = [name, *(control.name for control in beside)]
     return [*methods, *untrained.values(), *beside]
 
@@ -197,9 +200,10 @@ def _compared(
     window: Window,
     pairs: Sequence[tuple[str, str]],
     reading: Reading,
+    size: int | None,
 ) -> Method:
     """A distance as it is."""
-    table = score.score_pairs(metric, pairs, **reading._asdict())
+    table = score.score_pairs(metric, pairs, **reading._asdict(), size=size)
     broken = {row: reason for row, reason in enumerate(table["error"]) if reason}
     device = _place(reading)
     own = copy.deepcopy(metric).to(device).eval()
@@ -331,22 +335,23 @@ class _Classical(Dataset[tuple[int, Values | None, str]]):
         references: Sequence[str] | None,
         window: Window,
         slice_axis: int,
+        size: int | None,
     ) -> None:
         self.respond = respond
         self.addresses = addresses
         self.references = references
         self.window = window
         self.slice_axis = slice_axis
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.addresses)
 
     def __getitem__(self, i: int) -> tuple[int, Values | None, str]:
         try:
-            image, reference = read_pair(
-                self.addresses[i], self.references[i] if self.references else "", 0, self.window, self.slice_axis
-            )
-            values = self.respond(image, reference)
+            reference = self.references[i] if self.references else ""
+            images = read_pair(self.addresses[i], reference, 0, self.window, self.slice_axis, self.size)
+            values = self.respond(*images)
         except decode.DecodeError as error:
             return i, None, str(error)
         except ValueError as error:
@@ -355,7 +360,7 @@ class _Classical(Dataset[tuple[int, Values | None, str]]):
 
 
 def read_pair(
-    address: str, reference: str, channels: int, window: Window, slice_axis: int
+    address: str, reference: str, channels: int, window: Window, slice_axis: int, size: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """An image and its reference, where it has one, (1,C,H,W) float32 in [0,1].
 
@@ -363,11 +368,13 @@ def read_pair(
         address, reference: see `csrtrain.data.decode.read`; "" for no reference.
         channels: of both; 0 for those of the one that has more.
         window, slice_axis: see `csrtrain.data.decode.read`.
+        size: see `csrtrain.data.whole.whole_pairs`.
     """
     names = [name for name in (address, reference) if name]
     images = [decode.read(name, window=window, slice_axis=slice_axis, max_megapixels=200.0) for name in names]
     wanted = channels or max(len(image) for image in images)
-    floats = [decode.to_channels(image, wanted)[None] for image in images]
+    images = [decode.to_channels(image, wanted) for image in images]
+    floats = [(image if size is None else resized(image, size))[None] for image in images]
     floats = [image.float() / 255 if image.dtype == torch.uint8 else image.float() for image in floats]
     for image, name in zip(floats, names, strict=True):
         if not bool(torch.isfinite(image).all()):
@@ -383,9 +390,10 @@ def _classical(
     references: Sequence[str] | None,
     window: Window,
     reading: Reading,
+    size: int | None = None,
 ) -> tuple[Values, dict[int, str]]:
     """(N,width) values of a control that is no network, and why rows have none."""
-    images = _Classical(respond, addresses, references, window, reading.slice_axis)
+    images = _Classical(respond, addresses, references, window, reading.slice_axis, size)
     loader: DataLoader[Any] = DataLoader(images, batch_size=None, num_workers=reading.workers, collate_fn=_as_is)
     values, broken = np.full((len(addresses), width), np.nan), {}
     console = Console(stderr=True)

@@ -40,6 +40,7 @@ def evaluate(
     reading: Reading | None = None,
     with_controls: bool = True,
     seed: int = 0,
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Judge bundles by people's ratings, beside controls; see docs/evaluation.md.
 
@@ -51,6 +52,7 @@ def evaluate(
         reading: how images are read.
         with_controls: whether controls stand beside.
         seed: of splits, folds, bootstrap samples and untrained backbones.
+        size: resize images of choices to a square of so many pixels, antialiased, as LPIPS does with 64.
 
     Returns:
         Plain data: what `csrtrain evaluate` writes as results.json.
@@ -63,7 +65,12 @@ def evaluate(
     if not contenders or not manifests:
         raise ValueError(f"Expected bundles and a manifest, got {len(contenders)} and {len(manifests)}. Name both.")
     if any(is_preferences(path) for path in manifests):
-        return _evaluate_preferences(contenders, manifests, protocol, reading, with_controls, seed)
+        return _evaluate_preferences(contenders, manifests, protocol, reading, with_controls, seed, size)
+    if size is not None:
+        raise ValueError(
+            f"Expected no size for ratings, got {size}: people rated images as they are, and a resize changes quality. "
+            "Leave it out."
+        )
     read = [_read(path) for path in manifests]
     protocol = _protocol(protocol, contenders, read)
     results = _frame(protocol, seed, reading, contenders, [(m.file, m.digest, len(m), m.rating_name) for m in read])
@@ -118,6 +125,7 @@ def _evaluate_preferences(
     reading: Reading,
     with_controls: bool,
     seed: int,
+    size: int | None,
 ) -> dict[str, Any]:
     """2AFC triplets or JND pairs; backbones are distances with all weights 1."""
     if len(manifests) > 1:
@@ -130,8 +138,10 @@ def _evaluate_preferences(
     results = _frame(protocol, seed, reading, contenders, [(read.file, read.digest, len(read.share), ratings)])
     results["notes"] = _notes(contenders, [(read.file, read.digest)], protocol, True)
     pairs, first, second = read.pairs()
-    methods = distance_methods(contenders, pairs, reading, with_controls, seed)
+    methods = distance_methods(contenders, pairs, reading, with_controls, seed, size)
     results["notes"] += _left_out(methods, with_controls)
+    if size is not None:
+        results["notes"].append(f"Images were resized to {size} x {size} pixels.")
     reasons = _reasons(methods, [f"{image} against {reference}" for image, reference in pairs])
     sound = []
     for row in rows:
