@@ -54,13 +54,11 @@ DRAWS = 2000
 CONTROLS = ("untrained", "BRISQUE + SVR")
 Array = NDArray[np.float64]
 
-STEPS = 360
+STEPS = 240
 """Of a short training of 32 images of 160 px per step."""
 FACTORS: dict[str, tuple[float, list[str]]] = {
     "as it is": (1, []),
     "RGB only": (1, ["--model.color_spaces", "false"]),
-    "1 image per class": (1, ["--model.images_per_class", "1"]),
-    "temperature 0.2": (1, ["--model.temperature", "0.2"]),
     "batch 64": (1 / 2, ["--data.batch_size", "64"]),
     "224 px": ((160 / 224) ** 2, ["--model.size", "224", "--data.load_size", "448"]),
     "authentic 0.25": (1, ["--data.authentic_fraction", "0.25"]),
