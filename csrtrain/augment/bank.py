@@ -215,7 +215,7 @@ class DistortionBank(nn.Module):
                     torch.clamp(self.rows[t].function(target, values, seeds), 0, 1, out=target)
                 else:
                     distorted = self.rows[t].function(x.index_select(0, rows), values, seeds)
-                    x.index_copy_(0, rows, distorted.clamp(0, 1))
+                    x.index_copy_(0, rows, distorted.clamp_(0, 1))  # of a copy, whatever the function gives back
 
         if x.device.type == "cpu":
             chunks.for_each(work, parts)
