@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,13 +14,15 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.models.weights import read_torch
 from csrtrain.quality import Head
-from csrtrain.runs import checkpoints, directory
+from csrtrain.runs import checkpoints, directory, signals
 from csrtrain.runs.loggers import CsvLogger
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
+from csrtrain.runs.nonfinite import StopOnNonFinite
 
 _DESCRIPTIONS = {
     "fit": "Train; the same command again goes on where the run stands. "
@@ -30,6 +33,12 @@ _DESCRIPTIONS = {
     "predict": "Predict with a checkpoint; pretraining has no prediction. Example: csrtrain predict -c CONFIG",
 }
 _RESUME = "CSRTRAIN_RESUME"  # the first rank tells the ranks it starts where to resume
+# What gloo and NCCL say when another rank has gone.
+_PEER_LOST = re.compile(
+    r"connection (was )?(closed|reset)|broken pipe|timed out|remote process exited|read error|write error"
+    r"|connect(ion)? (refused|timeout)|failed to connect|socket|unhandled system error|ProcessGroup",
+    re.IGNORECASE,
+)
 
 
 class TrainingCLI(LightningCLI):
@@ -45,7 +54,11 @@ class TrainingCLI(LightningCLI):
         self._run = run  # without, only the classes are made, for preview
         self._lock: Any = None
         self._keep: Callback | None = None
+        self._told = False  # whether another rank started this one
         self._resume: Path | None = None
+        handlers = signals.handlers()
+        if args[:1] == ["fit"]:
+            signals.end_at_once()
         try:
             super().__init__(
                 LightningModule,
@@ -64,7 +77,13 @@ class TrainingCLI(LightningCLI):
                 args=args,
                 run=run,
             )
+        except signals.Stopped as stopped:  # the process ends, and a further signal must not disturb it
+            handlers = {}
+            first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+            # Lightning takes another code of the ranks that it started for a failure, and kills the first one.
+            raise SystemExit(0 if self._told else signals.leave(stopped, first)) from None
         finally:  # everything, the training too, happens in there
+            signals.restore(handlers)
             if self._lock is not None:
                 self._lock.close()
 
@@ -121,11 +140,13 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_run(self, run_dir: Path) -> None:
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            told = os.environ.get(_RESUME)
-            self._resume = (Path(told) if told else None) if told is not None else checkpoints.newest(run_dir)
-            return
+            self._told = signals.follow_parent()
+            if self._told:
+                self._resume = Path(os.environ[_RESUME]) if os.environ[_RESUME] else None
+            return  # others are told in fit
         self._lock = directory.lock(run_dir)
-        if self._options().fresh and (run_dir / "config.yaml").exists():
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        if self._options().fresh and not requeued and (run_dir / "config.yaml").exists():
             print(f"Moved the old run to {directory.set_aside(run_dir)}.")
             self._lock.close()
             self._lock = directory.lock(run_dir)
@@ -138,12 +159,13 @@ class TrainingCLI(LightningCLI):
         self._keep = KeepConfig(run_dir, config)
         given = self._options().get("ckpt_path")
         self._resume = checkpoints.newest(run_dir)
-        if given and self._resume:
+        if given and self._resume and not requeued:
             raise ValueError(
                 f"Expected a new run for --ckpt_path, got {run_dir}, which resumes from its own. Use --fresh."
             )
         self._resume = self._resume or (Path(given) if given else None)
         os.environ[_RESUME] = str(self._resume or "")
+        signals.announce_parent()
         print(f"Run directory {run_dir}" + (f", resuming from {self._resume.name}" if self._resume else "") + ".")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -165,6 +187,8 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             config["logger"].append(CsvLogger(run_dir))
         config["plugins"] = [*_as_list(config["plugins"]), checkpoints.AtomicCheckpointIO()]
+        if SLURMEnvironment.detect() and not any(isinstance(one, SLURMEnvironment) for one in config["plugins"]):
+            config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # csrtrain.runs.signals does it
         config["use_distributed_sampler"] = False  # the data module shares the positions among the ranks itself
         config["num_sanity_val_steps"] = -1  # the probe's value at step 0, of the untrained backbone
         callbacks = _as_list(config["callbacks"])
@@ -187,12 +211,27 @@ class TrainingCLI(LightningCLI):
                     "summary of fit and in scores.csv of the run; csrtrain score scores other images."
                 )
         else:
+            if not any(isinstance(callback, StopOnNonFinite) for callback in callbacks):
+                callbacks.insert(0, StopOnNonFinite())  # before what measures a step
             callbacks += [RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
         config["callbacks"] = [*callbacks, *_as_list(self._keep)]
-        return Trainer(**config)
+        if self.subcommand == "fit":
+            config["callbacks"].append(signals.StopOnSignal())
+        trainer = Trainer(**config)
+        if config["sync_batchnorm"] and trainer.strategy.root_device.type != "cuda":
+            raise ValueError(
+                f"Expected trainer.sync_batchnorm on GPUs, got it on {trainer.strategy.root_device.type}, where "
+                "PyTorch has none. Leave it out."
+            )
+        return trainer
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, or say that the run is complete."""
+        environment: Any = getattr(self.trainer.strategy, "cluster_environment", None)
+        if self.trainer.world_size > 1 and environment.creates_processes_externally:
+            # Ranks that srun or torchrun started see other files than the first one while it moves or passes over some.
+            self.trainer.strategy.setup_environment()
+            self._resume = self.trainer.strategy.broadcast(self._resume)
         if self._resume is not None:
             stored = read_torch(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
@@ -209,10 +248,17 @@ class TrainingCLI(LightningCLI):
             for logger in self.trainer.loggers:
                 if isinstance(logger, CsvLogger):
                     logger.resume_from(step)
-        self.trainer.fit(model, **kwargs)
-        if self.trainer.received_sigterm:
-            print("Stopped by SIGTERM. The same command goes on from the newest checkpoint.", file=sys.stderr)
-            raise SystemExit(143)
+        try:
+            self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            if self.trainer.world_size == 1 or not _PEER_LOST.search(reason):
+                raise
+            raise RuntimeError(
+                f"Expected all {self.trainer.world_size} ranks to go on, got a lost connection ({reason[:200]}): "
+                "another rank has ended or does not answer; if it said why, that is above. The same command goes on "
+                "from the newest checkpoint."
+            ) from error
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Measure a checkpoint on the labelled images."""
@@ -230,6 +276,7 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
+        "It is recommended to use `self.log\\(.*sync_dist=True",  # what is logged at epoch ends is of all ranks
         "Total length of `list` across ranks is zero",  # no labels, no validation
         "You have overridden `on_(before|after)_batch_transfer` in `LightningModule`",  # the views live there
         "The number of training batches .* is smaller than the logging interval",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
+from csrtrain.data.images import outlast_signals
 from csrtrain.data.whole import WholeImages
 from csrtrain.distributed import rank, world_size
 
@@ -170,6 +171,7 @@ def pair_loader(
         batch_size=None,
         sampler=own,
         num_workers=workers,
+        worker_init_fn=outlast_signals,
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
     )

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
+from csrtrain.data.images import outlast_signals
 from csrtrain.data.manifest import Manifest, Problem, read_manifest, refuse
 from csrtrain.data.whole import WholeBatch, WholeImages
 from csrtrain.distributed import rank, world_size
@@ -104,6 +105,7 @@ class ScoredData(LightningDataModule):
             batch_size=None,
             sampler=own,
             num_workers=self.workers,
+            worker_init_fn=outlast_signals,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
         )

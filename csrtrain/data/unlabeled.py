@@ -23,6 +23,7 @@ from csrtrain.data.images import (
     UnlabeledImages,
     WorkerTransform,
     collate_labelled,
+    outlast_signals,
 )
 from csrtrain.data.index import Index, build_index
 from csrtrain.data.labels import Labels, read_labels
@@ -254,6 +255,7 @@ class UnlabeledData(LightningDataModule):
             batch_size=None,
             sampler=EpochBatches(self),
             num_workers=self.workers,
+            worker_init_fn=outlast_signals,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
@@ -275,6 +277,7 @@ class UnlabeledData(LightningDataModule):
             batch_size=max(1, self.batch_size // world_size()),
             sampler=list(rows),
             num_workers=self.workers,
+            worker_init_fn=outlast_signals,
             collate_fn=collate_labelled,
         )
 

@@ -1,5 +1,6 @@
 """The run directory: one job at a time, the same config, resumed by the same command."""
 
+import errno
 import fcntl
 import os
 import time
@@ -7,8 +8,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from csrtrain.bundle import write_atomically
+
+# Seconds that a requeued job waits for the end of its predecessor. An NFSv4 server keeps the locks of a node that has
+# gone for its lease, 90 s as a rule.
+_WAIT = 120.0
 
 # Keys that cannot change the result of a run, by prefix.
 _FREE = (
@@ -39,35 +45,60 @@ _FREE = (
     "trainer.barebones",
     "weights_only",
 )
+_KEEPERS = ("csrtrain.runs.checkpoints.RunCheckpoint", "csrtrain.runs.nonfinite.StopOnNonFinite")
 
 
 class RunRefused(ValueError):
     """The run directory does not allow this start; the message says why and what to do."""
 
 
-def lock(run_dir: Path) -> TextIO:
+def lock(run_dir: Path, wait: float = _WAIT) -> TextIO:
     """Take the run directory for this process until it ends.
 
+    Args:
+        run_dir: the run directory.
+        wait: seconds for which a requeued SLURM job waits for its predecessor, of the same job id, that is just dying.
+
     Raises:
-        RunRefused: another live process holds it.
+        RunRefused: another live process holds it, or it cannot be written to.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / ".lock").open("a+")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("a+")
+    except OSError as error:
+        raise RunRefused(
+            f"Expected a run directory that can be written to, got {run_dir}: {error.strerror}. Name another with "
+            "--trainer.default_root_dir."
+        ) from None
+    job = os.environ.get("SLURM_JOB_ID")
+    deadline = time.monotonic() + wait
+    while not _take(file):
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        if job is None or not owner.endswith(f" of SLURM job {job}") or time.monotonic() > deadline:
+            file.close()
+            raise RunRefused(
+                f"Expected a free run directory, got {run_dir}, in use by {owner}. Wait for it, or name another with "
+                "--trainer.default_root_dir."
+            )
+        time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()}" + (f" of SLURM job {job}" if job else ""))
+    file.flush()
+    return file
+
+
+def _take(file: TextIO) -> bool:
     try:
         # Not flock: a loader process inherits that one, and would hold it after its parent was killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise RunRefused(
-            f"Expected a free run directory, got {run_dir}, in use by {owner}. Wait for it, or name another with "
-            "--trainer.default_root_dir."
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return file
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        rank_zero_warn(f"The file system of {file.name} has no locks. See to it that no second job uses the run.")
+    return True
 
 
 def set_aside(run_dir: Path) -> Path:
@@ -85,9 +116,17 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): config}
 
 
+def _without_keepers(config: dict[str, Any]) -> dict[str, Any]:
+    """Without callbacks that decide what is kept, and whether to go on; what a step computes is not theirs."""
+    trainer = config.get("trainer") or {}
+    callbacks = trainer.get("callbacks") or []
+    kept = [c for c in callbacks if not (isinstance(c, dict) and c.get("class_path") in _KEEPERS)]
+    return {**config, "trainer": {**trainer, "callbacks": kept}}
+
+
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `key: old -> new` for the keys that can change the result."""
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = _flatten(_without_keepers(old)), _flatten(_without_keepers(new))
     keys = sorted(flat_old.keys() | flat_new.keys())
     return [
         f"  {key}: {flat_old.get(key)} -> {flat_new.get(key)}"
