@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, read_header
+from csrtrain.files import shown
+from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_use, read_header
 from csrtrain.models import weights
-from csrtrain.models.backbone import PREFIX, Backbone, checked_arguments
+from csrtrain.models.backbone import PREFIX, Backbone, check_tensors, checked_arguments
 from csrtrain.models.difference import DifferenceMetric
 from csrtrain.models.domain import NEIGHBORS
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -26,6 +27,7 @@ from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 _PACKAGES = ("csrtrain", "torch", "torchvision", "lightning", "timm", "lightly", "kornia")
 _DIRECTIONS = ("higher is better", "lower is better")
+_MOST_BACKBONES = 16  # of a metric, ours
 _METRIC = "metric."  # prefix of its tensors in a checkpoint
 
 Distance = FullReferenceMetric | DifferenceMetric
@@ -211,27 +213,26 @@ def _loaded_backbone(header: BundleHeader, path: str | Path) -> Backbone:
     return backbone.eval()
 
 
-def _check_window(window: Any) -> None:
-    if window not in ("header", "full") and not (
-        isinstance(window, list) and len(window) == 2 and all(isinstance(value, int | float) for value in window)
-    ):
-        raise ValueError(f"window {window!r}")
-
-
 def _check_metric(header: MetricHeader) -> None:
     """Refuse what would change a score without a word."""
-    _check_window(header.input["window"])
     if header.score["ratings_direction"] not in _DIRECTIONS:
         raise ValueError(f"direction {header.score['ratings_direction']!r}")
 
 
-def _rebuilt_features(header: MetricHeader | DistanceHeader, path: str | Path) -> FrozenFeatures:
+def _rebuilt_features(
+    header: MetricHeader | DistanceHeader, tensors: dict[str, Tensor], path: str | Path
+) -> tuple[FrozenFeatures, list[dict[str, Any]]]:
+    """Backbones and contracts, and the arguments of each backbone."""
     for contract in header.features:
-        if not isinstance(contract["l2"], bool) or not isinstance(contract["crops"], int | None):
+        if type(contract["crops"]) not in (int, type(None)):
             raise ValueError(f"features {contract!r}")
-    backbones = [Backbone(**checked_arguments({"backbone": b["arguments"]}, path)) for b in header.backbones]
+        check_use(contract["scales"], contract["l2"])
+    if len(header.backbones) > _MOST_BACKBONES:
+        raise ValueError(f"{len(header.backbones)} backbones")
+    arguments = [checked_arguments({"backbone": one["arguments"]}, path) for one in header.backbones]
+    backbones = [_built(one, tensors, f"features.backbones.{i}.", path) for i, one in enumerate(arguments)]
     contracts = [Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"]) for f in header.features]
-    return FrozenFeatures(backbones, contracts)
+    return FrozenFeatures(backbones, contracts), arguments
 
 
 def _filled(metric: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -249,19 +250,19 @@ def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str 
         better = header.score["ratings_direction"] == _DIRECTIONS[0]
         pristine = header.score.get("pristine")
         scale = RatingScale(low, high, better, str(header.score["ratings"]), pristine and float(pristine))
-        anchors = tensors.get("domain.looks")
-        metric = NoReferenceMetric(
-            _rebuilt_features(header, path), scale, 0 if anchors is None or anchors.ndim != 2 else len(anchors)
-        )
+        features, arguments = _rebuilt_features(header, tensors, path)
+        looks, kept = tensors.get("domain.looks"), tensors.get("domain.representations")
+        anchors = 0 if looks is None or looks.ndim != 2 else len(looks)
+        if kept is None or kept.shape != (anchors, sum(features.sizes)):
+            raise ValueError("other training images")
+        metric = NoReferenceMetric(features, scale, anchors)
         _filled(metric, tensors)
-        if header.domain["anchors"] != len(metric.domain.looks) != 0:
+        if header.domain["anchors"] != anchors != 0:
             raise ValueError("another number of training images")
-        if header.input["channels"] != metric.features.channels:
-            raise RuntimeError("other channels")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:500]
+        _check_rebuilt(header, features.channels, features.backbones, arguments, path)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"Expected the weights and header of a metric in {path}, got others: {reason}. Use another copy."
+            f"Expected the weights and header of a metric in {path}, got others: {_reason(error)}. Use another copy."
         ) from None
     return metric
 
@@ -269,27 +270,41 @@ def _rebuilt_metric(header: MetricHeader, tensors: dict[str, Tensor], path: str 
 def _rebuilt_distance(header: DistanceHeader, tensors: dict[str, Tensor], path: str | Path) -> Distance:
     """The distance of a header with exactly these tensors in it."""
     try:
-        _check_window(header.input["window"])
         metric: Distance
         if header.distance["of"] == "representations":
-            metric = DifferenceMetric(_rebuilt_features(header, path))
+            features, arguments = _rebuilt_features(header, tensors, path)
+            backbones: Any = features.backbones
+            metric = DifferenceMetric(features)
         elif header.distance["of"] == "maps":
             (one,), (contract,) = header.backbones, header.features
-            backbone = Backbone(**checked_arguments({"backbone": one["arguments"]}, path))
-            metric = FullReferenceMetric(backbone, contract["stages"])
+            arguments = [checked_arguments({"backbone": one["arguments"]}, path)]
+            backbones = [_built(arguments[0], tensors, PREFIX, path)]
+            metric = FullReferenceMetric(backbones[0], contract["stages"])
         else:
             raise ValueError(f"distance of {header.distance['of']!r}")
         _filled(metric, tensors)
         if isinstance(metric, FullReferenceMetric) and any(bool((w < 0).any()) for w in metric.weights.values()):
             raise ValueError("weights below 0")
-        if header.input["channels"] != metric.channels:
-            raise ValueError("other channels")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:500]
+        _check_rebuilt(header, metric.channels, backbones, arguments, path)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"Expected the weights and header of a distance in {path}, got others: {reason}. Use another copy."
+            f"Expected the weights and header of a distance in {path}, got others: {_reason(error)}. Use another copy."
         ) from None
     return metric
+
+
+def _check_rebuilt(
+    header: MetricHeader | DistanceHeader,
+    channels: int,
+    backbones: Any,
+    arguments: list[dict[str, Any]],
+    path: str | Path,
+) -> None:
+    """What the header says of channels and normalisation is what the weights hold."""
+    if header.input["channels"] != channels:
+        raise ValueError("other channels")
+    for backbone, one in zip(backbones, arguments, strict=True):
+        _check_normalisation(backbone, one, path)
 
 
 def export_distance(source: str | Path, output: str | Path, stages: list[int] | None = None) -> DistanceHeader:
@@ -356,6 +371,13 @@ def _checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"Expected a checkpoint of csrtrain fit, got one without its description in {path}. "
             "Weights of other programs go to --model.weights."
         )
+    try:
+        weights.check_plain(described)
+    except ValueError as error:
+        raise ValueError(f"Expected plain data as the description in {path}, got {error}. Use another copy.") from None
+    if not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f"Expected names of tensors in {path}, got others. Use another copy.")
+    weights.check_tensors(tensors, path)
     return described, tensors
 
 
@@ -385,17 +407,32 @@ def _backbone_of(
 
 def _rebuild(arguments: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> Backbone:
     """The network of `arguments` with exactly these tensors in it."""
-    backbone = Backbone(**arguments)
+    backbone = _built(arguments, tensors, PREFIX, path)
     try:
-        backbone.load_state_dict({name.removeprefix(PREFIX): value for name, value in tensors.items()}, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:500]
+        _filled(backbone, {name.removeprefix(PREFIX): value for name, value in tensors.items()})
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"Expected weights of {arguments['name']} in {path}, got others: {reason}. Use another copy."
+            f"Expected weights of {arguments['name']} in {path}, got others: {_reason(error)}. Use another copy."
         ) from None
+    _check_normalisation(backbone, arguments, path)
+    return backbone
+
+
+def _built(arguments: dict[str, Any], tensors: dict[str, Tensor], prefix: str, path: str | Path) -> Backbone:
+    """The network of `arguments`, made only when the tensors of this prefix are its own."""
+    own = f"{prefix}network."
+    network = {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}
+    check_tensors(arguments["name"], arguments["channels"], network, path)
+    return Backbone(**arguments)
+
+
+def _check_normalisation(backbone: Backbone, arguments: dict[str, Any], path: str | Path) -> None:
     if backbone.arguments() != arguments:
         raise ValueError(f"Expected mean and std of the header among the weights of {path}, got others. Export again.")
-    return backbone
+
+
+def _reason(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

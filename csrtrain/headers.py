@@ -4,8 +4,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from csrtrain.files import shown
 from csrtrain.models import weights
 from csrtrain.models.backbone import checked_arguments
+
+MOST_SCALES = 16
+"""Of an image, per backbone."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +116,56 @@ def read_header(path: str | Path) -> Header:
     kind = kinds.get(str(header.get("kind")))
     if kind is None:
         raise ValueError(
-            f"Expected a bundle of kind {', '.join(kinds)} in {path}, got {header.get('kind')!r}. Update csrtrain."
+            f"Expected a bundle of kind {', '.join(kinds)} in {path}, got {shown(repr(header.get('kind')))}. Update "
+            "csrtrain."
         )
     if set(header) != {field.name for field in fields(kind)}:
         names = sorted(field.name for field in fields(kind))
-        raise ValueError(f"Expected the header fields {names} in {path}, got {sorted(header)}. Export it again.")
+        raise ValueError(
+            f"Expected the header fields {names} in {path}, got {shown(repr(sorted(header)))}. Export it again."
+        )
     for field in fields(kind):
         wanted = list if str(field.type).startswith("list") else dict if str(field.type).startswith("dict") else None
         if wanted and not isinstance(header[field.name], wanted):
             raise ValueError(
                 f"Expected a {'list' if wanted is list else 'mapping'} {field.name} in the header of {path}, got "
-                f"{header[field.name]!r}. Export it again."
+                f"{shown(repr(header[field.name]))}. Export it again."
             )
     if kind is BundleHeader:
         arguments = checked_arguments(header, path)
         for name in ("channels", "mean", "std"):
             if header["input"].get(name) != arguments[name]:
                 raise ValueError(
-                    f"Expected the same {name} for input and backbone in {path}, got {header['input'].get(name)} and "
-                    f"{arguments[name]}. Export it again."
+                    f"Expected the same {name} for input and backbone in {path}, got "
+                    f"{shown(repr(header['input'].get(name)))} and {shown(repr(arguments[name]))}. Export it again."
                 )
+    try:
+        _check_input(header["input"])
+        if kind is BundleHeader:
+            check_use(header["features"]["scales"], header["features"]["l2"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected the input and feature contract in the header of {path}, got another: {shown(str(error))}. "
+            "Export it again."
+        ) from None
     return kind(**header)
+
+
+def _check_input(said: dict[str, Any]) -> None:
+    """The intensity window: another one gives other scores without a word."""
+    window = said["window"]
+    if window not in ("header", "full") and not (
+        isinstance(window, list) and len(window) == 2 and all(type(value) in (int, float) for value in window)
+    ):
+        raise ValueError(f"window {window!r}")
+
+
+def check_use(scales: Any, l2: Any) -> None:
+    """How a backbone is to be used: scales of the image, and whether representations are divided by their length.
+
+    Raises:
+        ValueError: they are no such thing, or the scales are too many, too small or too large to compute with.
+    """
+    sound = isinstance(scales, list) and 0 < len(scales) <= MOST_SCALES and isinstance(l2, bool)
+    if not sound or not all(type(scale) in (int, float) and 1 / 16 <= scale <= 4 for scale in scales):
+        raise ValueError(f"scales {scales!r}, l2 {l2!r}")

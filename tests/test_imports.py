@@ -16,7 +16,7 @@ ROWS = [
     ["pretrain", "quality", "runs", "score", "controls", "onnx", "__init__"],
     ["bundle"],
     ["data", "augment", "models", "losses", "metrics"],
-    ["batches", "draws", "distributed", "precision"],
+    ["batches", "draws", "distributed", "files", "precision"],
 ]
 # Files of the package that belong to a unit of another name.
 PARTS = {"headers": "bundle", "heatmaps": "score", "training_cli": "cli", "preview": "cli", "__main__": "cli"}

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from csrtrain.data import decode
 from csrtrain.data.check import DataReport, check_images
-from csrtrain.data.manifest import Manifest, Problem, inspect_manifest
+from csrtrain.data.manifest import Manifest, Problem, inspect_manifest, numbered
 
 NEAR = 20  # bits of 256 in which the difference hashes of near-duplicates differ at most; ours
 _REVERSED = -0.2  # rank correlation of ratings and sharpness, or closeness to the reference, below which we ask
@@ -73,7 +73,7 @@ def check_manifest(
     of_row = np.array([place.get(address, -1) for address in manifest.addresses])
     report.duplicate_rows = _same(manifest.addresses, manifest.lines)
     if manifest.splits is not None:
-        splits = np.unique(manifest.splits, return_inverse=True)[1]
+        splits = numbered(manifest.splits)
         report.near = [(manifest.lines[i], manifest.lines[j]) for i, j in _near_pairs(images, of_row, splits)]
         for group in np.unique(manifest.groups[_repeated(manifest.groups)]):
             rows = np.flatnonzero(manifest.groups == group)

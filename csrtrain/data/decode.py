@@ -93,6 +93,8 @@ def is_supported(path: str) -> bool:
     if extension and not extension[1:].isdigit():
         return False
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

@@ -29,6 +29,7 @@ from rich.progress import track
 from csrtrain.data import decode
 from csrtrain.data.listing import Listing, Times, list_file, list_folder, nothing_found, require_files
 from csrtrain.distributed import rank
+from csrtrain.files import check_file, is_address
 
 _MAGIC = b"csrtrain index 1"
 _KEPT = 2  # index files per folder or list: a run that goes on may still read the last but one
@@ -137,7 +138,9 @@ def build_index(
         FileNotFoundError: no such folder or list, or listed files are missing.
         ValueError: nothing found, no such column, an empty cell.
     """
-    root = root if root.startswith("samples:") else os.path.abspath(os.path.expanduser(root))
+    if is_address(root) and not root.startswith("samples:"):
+        check_file(root)  # says that nothing is fetched
+    root = root if root.startswith("samples:") or "\0" in root else os.path.abspath(os.path.expanduser(root))
     arguments = (root, column, slice_axis, skip_empty, decode.EXTENSIONS, _EMPTY_SPAN)
     key = hashlib.sha256(json.dumps(arguments).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     base = Path(cache_dir).expanduser().absolute() if cache_dir is not None else _default_cache()

@@ -1,10 +1,13 @@
 """Labels of the images that a probe beside the training is measured on."""
 
-import csv
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from csrtrain.data.manifest import numbered
+from csrtrain.data.rows import MOST_ROWS, limit, stream_rows
+from csrtrain.files import shown
 
 
 class Labels(NamedTuple):
@@ -21,26 +24,26 @@ class Labels(NamedTuple):
 
 
 def read_labels(path: str, label_column: str, group_column: str | None) -> Labels:
-    """Labels and groups of a CSV file; numbers with more than 20 different values are ratings, all else classes."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []  # an empty file has none
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
+    """Labels and groups of a CSV file; numbers with more than 20 different values are ratings, all else classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV file, a column is missing, or a cell of them is empty.
+    """
+    names, lines = stream_rows(path, limit(MOST_ROWS))
     for column in (label_column, group_column):
         if column is not None and column not in names:
             raise ValueError(
-                f"Expected column {column!r} in {path}, got {', '.join(names) or 'an empty file'}. "
+                f"Expected column {column!r} in {path}, got {shown(', '.join(names)) or 'an empty file'}. "
                 "Set data.label_column or data.group_column."
             )
-    texts = [row[label_column] for row in rows]
-    blank = [i + 1 for i, row in enumerate(rows) if not row[label_column] or (group_column and not row[group_column])]
+    places = [names.index(column) for column in (label_column, group_column) if column is not None]
+    rows = [[cells[place] for place in places] for _, cells in lines]
+    blank = [i + 1 for i, row in enumerate(rows) if not all(row)]
     if blank or not rows:
         raise ValueError(f"Expected a label and a group in every row of {path}, got none in rows {blank[:5]}. Fill in.")
-    groups = [row[group_column] for row in rows] if group_column else [str(i) for i in range(len(rows))]
-    group_ids = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    texts = [row[0] for row in rows]
+    group_ids = numbered([row[1] if group_column else str(i) for i, row in enumerate(rows)])
     try:
         numbers = np.array([float(text) for text in texts])
     except ValueError:
@@ -48,6 +51,8 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
     if numbers is not None and len(np.unique(numbers)) > 20:
         if not np.isfinite(numbers).all():
             row = int(np.flatnonzero(~np.isfinite(numbers))[0]) + 1
-            raise ValueError(f"Expected finite ratings in {path}, got {texts[row - 1]} in row {row}. Correct it.")
+            raise ValueError(
+                f"Expected finite ratings in {path}, got {shown(texts[row - 1])} in row {row}. Correct it."
+            )
         return Labels(numbers, group_ids, False)
-    return Labels(np.unique(texts, return_inverse=True)[1].astype(np.int64), group_ids, True)
+    return Labels(numbered(texts), group_ids, True)

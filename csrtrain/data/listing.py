@@ -1,15 +1,14 @@
 """What the user names -> a list of entries: folders, text lists, CSV columns, embedded samples."""
 
-import csv
 import hashlib
-import io
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from csrtrain.data import decode, samples
+from csrtrain.data.rows import MOST_PATHS, limit, stream_rows, text_lines
+from csrtrain.files import check_file, is_address, shown
 
 _RACY_NS = 2_000_000_000
 
@@ -67,34 +66,56 @@ def list_file(root: str, column: str | None) -> Listing:
         return Listing(base, [os.path.relpath(entry, base) for entry in entries], True, {}, stamp)
     if root.startswith("samples:"):
         raise ValueError(f"Expected samples:medical or samples:natural, got {root}. Correct the path.")
-    if not os.path.isfile(root):
-        raise FileNotFoundError(f"Expected a folder, a list or a CSV file, got nothing at {root}. Correct the path.")
-    text = Path(root).read_bytes()
+    try:
+        check_file(root)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Expected a folder, a list or a CSV file, got nothing at {shown(root)}. Correct the path."
+        ) from None
     if root.lower().endswith(".csv"):
-        entries = _read_column(root, text, column)
+        entries = _read_column(root, column)
     elif root.lower().endswith((".txt", ".lst")):
-        lines = text.decode("utf-8-sig", "surrogateescape").split("\n")
-        entries = [line.strip() for line in lines if line.strip()]
+        entries = _read_list(root)
     else:
-        raise ValueError(f"Expected a folder, or a .txt, .lst or .csv file, got {root}. Correct the path.")
-    return Listing(os.path.dirname(root), entries, True, {}, hashlib.sha256(text).hexdigest())
+        raise ValueError(f"Expected a folder, or a .txt, .lst or .csv file, got {shown(root)}. Correct the path.")
+    with open(root, "rb") as file:
+        stamp = hashlib.file_digest(file, "sha256").hexdigest()
+    return Listing(os.path.dirname(root), entries, True, {}, stamp)
 
 
-def _read_column(root: str, text: bytes, column: str | None) -> list[str]:
-    reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "surrogateescape"), newline=""))
-    names = reader.fieldnames or []
+def _read_list(root: str) -> list[str]:
+    most = limit(MOST_PATHS)
+    entries = []
+    with open(root, newline="\n", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line in text_lines(file, root):
+            if entry := line.strip():
+                entries.append(entry)
+            if len(entries) > most:
+                raise ValueError(
+                    f"Expected at most {most} paths in {root}, got more. Split the file, or raise the limit with the "
+                    "environment variable CSRTRAIN_MAX_ROWS."
+                )
+    return entries
+
+
+def _read_column(root: str, column: str | None) -> list[str]:
+    names, lines = stream_rows(root, limit(MOST_PATHS), "surrogateescape")
     if column not in names:
         got = "no column name" if column is None else f"{column!r}"
         raise ValueError(
-            f"Expected one of the columns {', '.join(names)} of {root}, got {got}. Name one (data.column, --column)."
+            f"Expected one of the columns {shown(', '.join(names))} of {root}, got {got}. Name one (data.column, "
+            "--column)."
         )
-    cells = [(reader.line_num, (row[column] or "").strip()) for row in reader]
-    blank = [line for line, cell in cells if not cell]
+    place, entries, blank = names.index(column), [], []
+    for line, cells in lines:
+        entries.append(cells[place])
+        if not cells[place]:
+            blank.append(line)
     if blank:
         raise ValueError(
             f"Expected a path in each cell of {column!r} in {root}, got none in line {_some(blank)}. Fill it."
         )
-    return [cell for _, cell in cells]
+    return entries
 
 
 def _some(things: Sequence[object]) -> str:
@@ -105,10 +126,15 @@ def require_files(root: str, listing: Listing) -> None:
     """Refuse a list that names files which do not exist."""
     paths = [os.path.join(listing.base, entry) for entry in listing.entries]
     missing = [path for path in paths if not os.path.isfile(decode.split(path)[0])]
+    if addresses := [entry for entry in listing.entries if is_address(entry)] if missing else []:
+        raise ValueError(
+            f"Expected files on this machine in {root}, got {len(addresses)} addresses: {shown(_some(addresses))}. "
+            "Nothing is fetched from a network: download them first."
+        )
     if missing:
         raise FileNotFoundError(
-            f"Expected {len(paths)} files named in {root}, got {len(missing)} that do not exist: {_some(missing)}. "
-            "Paths are relative to the list; correct it."
+            f"Expected {len(paths)} files named in {root}, got {len(missing)} that do not exist: "
+            f"{shown(_some(missing))}. Paths are relative to the list; correct it."
         )
 
 

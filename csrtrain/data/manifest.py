@@ -5,10 +5,10 @@ Columns: `path` (absolute, or relative to the manifest; an address as `csrtrain.
 `group` (rows that belong together, of one patient or scene), `split` (train, val, test). Other columns are kept.
 """
 
-import csv
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csrtrain.data import decode
+from csrtrain.data.rows import column_names, read_rows
+from csrtrain.files import is_address, shown
 
 SPLITS = ("train", "val", "test")
 RATINGS = ("mos", "dmos", "proxy")
 _LISTED = 5
-_LONGEST = 200  # characters of a cell in a message
+_LONGEST_NAME = 200  # characters of a group, split, type or subset; arrays of names are as wide as the longest
+_NAMES = ("group", "split", "type", "subset")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def refuse(path: str, problems: list[Problem], advice: str = "") -> None:
 
 def is_manifest(path: str) -> bool:
     """Whether a CSV file has a column of ratings."""
-    return path.lower().endswith(".csv") and os.path.isfile(path) and bool(set(RATINGS) & set(read_rows(path)[0]))
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool(set(RATINGS) & set(column_names(path)))
 
 
 def inspect_manifest(
@@ -123,7 +126,7 @@ def inspect_manifest(
     names, rows = read_rows(path)
     if path_column not in names:
         raise ValueError(
-            f"Expected a column {path_column!r} of images in {path}, got {', '.join(names)}. Rename one, or set "
+            f"Expected a column {path_column!r} of images in {path}, got {shown(', '.join(names))}. Rename one, or set "
             "data.path_column."
         )
     rated = [name for name in RATINGS if name in names]
@@ -131,7 +134,7 @@ def inspect_manifest(
         raise ValueError(
             f"Expected one column of ratings, mos (higher is better), dmos (lower is better) or proxy "
             f"(computed), in {path}, got "
-            f"{' and '.join(rated) or ', '.join(names)}. Keep or rename one."
+            f"{' and '.join(rated) or shown(', '.join(names))}. Keep or rename one."
         )
     folder, lines = os.path.dirname(path), [line for line, _ in rows]
     problems: list[Problem] = []
@@ -144,7 +147,7 @@ def inspect_manifest(
         try:
             ratings[i] = float(row[rated[0]])
         except ValueError:
-            problems.append(Problem(line, f"{rated[0]} is no number, but {shortened(row[rated[0]])!r}"))
+            problems.append(Problem(line, f"{rated[0]} is no number, but {shown(row[rated[0]])!r}"))
             continue
         fault = _rating_fault(ratings[i], rated[0], rating_range)
         if fault:
@@ -166,42 +169,11 @@ def inspect_manifest(
     return manifest, sorted(problems)
 
 
-def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names of a CSV file, and its rows with the line that each ends in.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no CSV file in UTF-8, has no rows, or two columns of one name.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="", restkey="")
-            names = [name for name in reader.fieldnames or [] if name]
-            rows = [
-                (reader.line_num, {name: (text or "").strip() for name, text in row.items() if name}) for row in reader
-            ]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Expected a CSV file in UTF-8, got {path} ({error}). Save it as UTF-8.") from None
-    except csv.Error as error:
-        raise ValueError(
-            f"Expected a CSV file, got {path}, whose line {reader.reader.line_num} is none ({error}). Close its "
-            "quotes, or shorten its cells."
-        ) from None
-    if not rows:
-        raise ValueError(f"Expected rows of images in {path}, got none. Write one per image.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Expected different column names in {path}, got {', '.join(names)}. Rename one.")
-    return names, rows
-
-
 def address_in(folder: str, text: str) -> str:
-    """The address that a manifest in this folder means; "" stays."""
+    """The address that a manifest in this folder means; "" stays. What no file can be called is no path of a user."""
+    if "\0" in text:  # expanduser cannot take it; row_faults finds no such file
+        return os.path.join(folder, text)
     return os.path.join(folder, os.path.expanduser(text)) if text else ""
-
-
-def shortened(text: str) -> str:
-    """A cell as a message shows it."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _faults(row: dict[str, str], path_column: str, address: str, reference: str) -> list[str]:
@@ -214,12 +186,15 @@ def row_faults(row: dict[str, str], addresses: dict[str, str]) -> list[str]:
     for column, address in addresses.items():
         if not address:
             faults.append(f"no {column}")
+        elif is_address(row[column]):
+            faults.append(f"{shown(row[column])} is an address, and nothing is fetched from a network")
         elif not os.path.isfile(decode.split(address)[0]):
-            faults.append(f"no file {shortened(row[column])}")
+            faults.append(f"no file {shown(row[column])}")
     if "group" in row and not row["group"]:
         faults.append("no group")
     if "split" in row and row["split"] not in SPLITS:
-        faults.append(f"split is {shortened(row['split'])!r}, none of {', '.join(SPLITS)}")
+        faults.append(f"split is {shown(row['split'])!r}, none of {', '.join(SPLITS)}")
+    faults += [f"{name} has {len(row[name])} characters" for name in _NAMES if len(row.get(name, "")) > _LONGEST_NAME]
     return faults
 
 
@@ -247,11 +222,18 @@ def _groups(addresses: list[str], references: list[str] | None, groups: list[str
     """(N,) rows that share a file, a reference or a group; a pristine image belongs to those made from it."""
     keys: list[list[tuple[str, str]]] = []
     for i, address in enumerate(addresses):
-        file = os.path.realpath(decode.split(address)[0]) if address else ""
+        file = os.path.realpath(decode.split(address)[0]) if address and "\0" not in address else ""
         keys.append([("file", file), ("image", address)])
         keys[i] += [("image", references[i])] if references else []
         keys[i] += [("group", groups[i])] if groups else []
     return joined(keys)
+
+
+def numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) the same number for the same name, in the order of the sorted names; memory does not grow with their length,
+    as that of an array of names does."""
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return np.array([number[name] for name in names], dtype=np.int64)
 
 
 def joined(keys: list[list[tuple[str, str]]]) -> NDArray[np.int64]:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from csrtrain.data import decode
 from csrtrain.data.index import Index, addresses_of, may_have_frames
 from csrtrain.data.listing import list_folder
-from csrtrain.data.manifest import read_rows
+from csrtrain.data.manifest import address_in
+from csrtrain.data.rows import column_names, read_rows
+from csrtrain.files import shown
 
 
 class Pairs(NamedTuple):
@@ -56,7 +58,7 @@ def pairs_of(paths: Sequence[str], reference: str | None = None, column: str = "
                 "path and reference instead of images, and leave --reference out."
             )
     for path in paths:
-        if path.lower().endswith(".csv") and os.path.isfile(path) and "reference" in read_rows(path)[0]:
+        if path.lower().endswith(".csv") and os.path.isfile(path) and "reference" in column_names(path):
             if reference is not None:
                 raise ValueError(
                     f"Expected references from one place, got --reference {reference} and a column reference in "
@@ -138,12 +140,11 @@ class _Matcher:
         """The rows of a CSV file with columns of images and references."""
         names, rows = read_rows(path)
         if column not in names:
-            raise ValueError(f"Expected a column {column!r} of images in {path}, got {', '.join(names)}. Set --column.")
-        for line, row in rows:
-            image, reference = (
-                os.path.join(os.path.dirname(path), os.path.expanduser(row[name])) if row[name] else ""
-                for name in (column, "reference")
+            raise ValueError(
+                f"Expected a column {column!r} of images in {path}, got {shown(', '.join(names))}. Set --column."
             )
+        for line, row in rows:
+            image, reference = (address_in(os.path.dirname(path), row[name]) for name in (column, "reference"))
             if not image or not reference:
                 what = "reference" if image else column
                 wrong = f"Expected a path in each cell of {what!r}, got none in line {line} of {path}. Fill it."

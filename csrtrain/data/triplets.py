@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 
 from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
-from csrtrain.data.manifest import Problem, address_in, joined, read_rows, refuse, row_faults, shortened
+from csrtrain.data.manifest import Problem, address_in, joined, refuse, row_faults
+from csrtrain.data.rows import read_rows
+from csrtrain.files import shown
 
 Array = NDArray[np.float64]
 
@@ -138,7 +140,8 @@ def _read(
     names, rows = read_rows(path)
     if missing := [name for name in (*images, share) if name not in names]:
         raise ValueError(
-            f"Expected columns {', '.join((*images, share))} in {path}, got {', '.join(names)}. Add {missing[0]}."
+            f"Expected columns {', '.join((*images, share))} in {path}, got {shown(', '.join(names))}. Add "
+            f"{missing[0]}."
         )
     folder, problems = os.path.dirname(path), []
     addresses = {name: [address_in(folder, row[name]) for _, row in rows] for name in images}
@@ -148,7 +151,7 @@ def _read(
         try:
             shares[i] = float(row[share])
         except ValueError:
-            problems.append(Problem(line, f"{share} is no number, but {shortened(row[share])!r}"))
+            problems.append(Problem(line, f"{share} is no number, but {shown(row[share])!r}"))
             continue
         if not 0 <= shares[i] <= 1:
             problems.append(Problem(line, f"{share} is {shares[i]:g}, no share of people, 0 to 1"))

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from csrtrain.data.manifest import RATINGS, read_rows
+from csrtrain.data.manifest import RATINGS
+from csrtrain.data.rows import column_names
 from csrtrain.data.splits import Split, check_splits, refuse_repeated, same_image
 from csrtrain.data.triplets import Triplets, read_jnd, read_triplets
 from csrtrain.evaluate.methods import Method
@@ -56,7 +57,7 @@ class Preferences(NamedTuple):
 
 def is_preferences(path: str) -> bool:
     """Whether a CSV file has a column of choices, judge or same."""
-    return path.lower().endswith(".csv") and os.path.isfile(path) and bool({"judge", "same"} & set(read_rows(path)[0]))
+    return path.lower().endswith(".csv") and os.path.isfile(path) and bool({"judge", "same"} & set(column_names(path)))
 
 
 def read_preferences(path: str) -> Preferences:
@@ -69,7 +70,7 @@ def read_preferences(path: str) -> Preferences:
         ValueError: a column is missing, or rows are wrong or there twice; the message names the lines. Or everybody
             saw every difference.
     """
-    judged = [name for name in ("judge", "same", *RATINGS) if name in read_rows(path)[0]]
+    judged = [name for name in ("judge", "same", *RATINGS) if name in column_names(path)]
     if len(judged) > 1:
         raise ValueError(f"Expected one column of judgements in {path}, got {' and '.join(judged)}. Keep one.")
     read = read_triplets(path) if judged == ["judge"] else read_jnd(path)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csrtrain import controls
-from csrtrain.data.manifest import Manifest
+from csrtrain.data.manifest import Manifest, numbered
 from csrtrain.data.splits import Split
 from csrtrain.evaluate.methods import Method
 from csrtrain.metrics import bootstrap
@@ -83,7 +83,7 @@ def rated_of(manifest: Manifest) -> Rated:
         _numbers(manifest, "std", lambda value: value >= 0, "at least 0"),
         types,
         _numbers(manifest, "level", math.isfinite, "finite"),
-        np.unique(keys, return_inverse=True)[1].astype(np.int64),
+        numbered(keys),
         manifest.groups,
         manifest.addresses,
         manifest.references,

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
+from csrtrain.files import shown
 from csrtrain.models import weights as weight_files
 from csrtrain.models.weights import Weights
 
 PREFIX = "backbone."
 """Names of the backbone's tensors in bundles and checkpoints begin with it."""
+_LONGEST_NAME = 200  # characters; timm's longest has 62
 
 
 class Backbone(nn.Module):
@@ -183,6 +186,8 @@ def freeze(backbone: Backbone) -> Backbone:
 
 def _check_name(name: str) -> None:
     """Only names of timm's own registry: a name with a source (`hf-hub:`) would download."""
+    if len(name) > _LONGEST_NAME:  # looking for close names would take minutes
+        raise ValueError(f"Expected the name of a timm model, got {len(name)} characters, {shown(name)}. Correct it.")
     architecture = name.split(".")[0]
     if timm.is_model(architecture) and ":" not in name and "/" not in name:
         try:
@@ -196,7 +201,7 @@ def _check_name(name: str) -> None:
             name, names, 5, 0.5
         )
     raise ValueError(
-        f"Expected the name of a timm model or the path of a .safetensors bundle, got {name!r}. "
+        f"Expected the name of a timm model or the path of a .safetensors bundle, got {shown(repr(name))}. "
         + (f"Close names: {', '.join(close[:5])}." if close else "timm.list_models() lists the names.")
     )
 
@@ -220,19 +225,30 @@ def checked_arguments(header: dict[str, Any], path: str | Path) -> dict[str, Any
     arguments = header.get("backbone")
     if not isinstance(arguments, dict) or set(arguments) != {"name", "channels", "mean", "std"}:
         raise ValueError(
-            f"Expected backbone arguments name, channels, mean, std in {path}, got {arguments!r}. Export it again."
+            f"Expected backbone arguments name, channels, mean, std in {path}, got {shown(repr(arguments))}. Export it "
+            "again."
         )
     name, channels = arguments["name"], arguments["channels"]
-    if not isinstance(name, str) or not isinstance(channels, int):
+    if not isinstance(name, str) or type(channels) is not int or channels < 1:
         raise ValueError(
-            f"Expected a name and a number of channels in {path}, got {name!r} and {channels!r}. Export it again."
+            f"Expected a name and a number of channels in {path}, got {shown(repr(name))} and {shown(repr(channels))}. "
+            "Export it again."
         )
     for values in (arguments["mean"], arguments["std"]):
-        if not isinstance(values, list) or len(values) != channels or not all(isinstance(v, float) for v in values):
+        if (
+            not isinstance(values, list)
+            or len(values) != channels
+            or not all(isinstance(v, float) and math.isfinite(v) for v in values)
+        ):
             raise ValueError(
                 f"Expected mean and std as {channels} numbers in {path}, got {str(values)[:100]}. Export it again."
             )
-    _check_name(name)
+    try:
+        _check_name(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not all(value > 0 for value in arguments["std"]):
+        raise ValueError(f"Expected std above 0 in {path}, got {shown(repr(arguments['std']))}. Export it again.")
     return arguments
 
 
@@ -274,6 +290,8 @@ def _network(name: str, channels: int, source: str, loaded: Weights | None) -> A
     """The timm model, with the weights of `loaded` in it; every tensor must find its place."""
     if loaded is None:
         return _create(name, channels, None)
+    if loaded.header:
+        check_tensors(name, loaded.header["backbone"]["channels"], loaded.tensors, source)
     try:
         if loaded.header and loaded.header["backbone"]["channels"] == channels:
             network = _create(name, channels, None)
@@ -286,6 +304,53 @@ def _network(name: str, channels: int, source: str, loaded: Weights | None) -> A
             f"Expected weights that fit {name} with {channels} channels, got other ones in {source}: {reason}. "
             "Name the architecture that the weights were trained with."
         ) from None
+
+
+class _CountsOnCpu(TorchFunctionMode):
+    """Under `torch.device("meta")`: rates of depth are read back while a network is made, so they need numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})})
+
+
+def check_tensors(name: str, channels: int, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are not those of an architecture, before memory is taken for it: a file of a few bytes could
+    name one of 30 GB, or a million channels.
+
+    Args:
+        name: of timm.
+        channels: of the images.
+        tensors: by their names in the network.
+        path: where they are from.
+
+    Raises:
+        ValueError: names, shapes or types differ, or there is no such network.
+    """
+    try:
+        with torch.device("meta"), _CountsOnCpu():
+            wanted = {key: _form(value) for key, value in _create(name, channels, None).state_dict().items()}
+    except Exception as error:  # an architecture may say in its own way what it cannot be
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise ValueError(
+            f"Expected a network {name} for {channels} channels in {path}, got none: {reason}. Use another copy."
+        ) from None
+    got = {key: _form(value) for key, value in tensors.items()}
+    for what, names in (
+        ("Missing key", wanted.keys() - got.keys()),
+        ("Unexpected key", got.keys() - wanted.keys()),
+        ("Other size or type of", {key for key in wanted.keys() & got.keys() if wanted[key] != got[key]}),
+    ):
+        if names:
+            first = min(names)
+            details = f" ({wanted[first]}, got {got[first]})" if first in wanted and first in got else ""
+            raise ValueError(
+                f"Expected weights of {name} in {path}, got others: {what} {shown(first)}{details}. Use another copy."
+            )
+
+
+def _form(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    """Size, and the type of the numbers; any precision goes."""
+    return tuple(tensor.shape), "float" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
 def _create(name: str, channels: int, loaded: Weights | None) -> Any:

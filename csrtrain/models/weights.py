@@ -1,7 +1,10 @@
 """Reading weights from files without running code: our bundles, safetensors and torch state dicts."""
 
 import json
+import math
 import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +15,16 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
+from csrtrain.files import check_file, shown
+
 FORMAT = 1
 """Version of the bundle format; see `csrtrain.bundle`."""
 
 MAX_HEADER_BYTES = 8 * 2**20
 """Largest safetensors header that is read (ours: about 120 bytes per tensor and a few kB of JSON)."""
 
+_DEEPEST = 32  # mappings and lists within each other; ours: 5
+_MOST_PARTS = 100_000  # of one depth; ours: hundreds
 _METADATA_KEY = "csrtrain"
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 
@@ -43,7 +50,13 @@ def read(path: str | Path) -> Weights:
     path = Path(path)
     if path.suffix == ".safetensors":
         header = read_header(path)
-        return Weights(safetensors.torch.load_file(path), header)
+        try:
+            return Weights(safetensors.torch.load_file(path), header)
+        except Exception as error:  # a type of number that torch does not have raises a bare one
+            reason = shown(f"{type(error).__name__}: {error}")
+            raise ValueError(
+                f"Expected tensors in {path}, got what torch cannot read ({reason}). Export them again."
+            ) from None
     if path.suffix not in _TORCH_SUFFIXES:
         raise ValueError(
             f"Expected weights in a {', '.join(('.safetensors', *_TORCH_SUFFIXES))} file, got {path}. Check the path."
@@ -56,14 +69,30 @@ def read(path: str | Path) -> Weights:
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    tensors = {name.removeprefix("module."): value for name, value in content.items()}
+    tensors = {name.removeprefix("module."): value for name, value in content.items() if isinstance(name, str)}
     foreign = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if foreign or not tensors:
+    if foreign or not tensors or len(tensors) < len(content):
         raise ValueError(
-            f"Expected a state dict (names and tensors) in {path}, got {foreign[:3] or 'nothing'} instead of tensors. "
-            "Save model.state_dict() alone."
+            f"Expected a state dict (names and tensors) in {path}, got {shown(foreign[:3] or 'no names')} instead of "
+            "tensors. Save model.state_dict() alone."
         )
+    check_tensors(tensors, path)
     return Weights(tensors, None)
+
+
+def check_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are larger than what the file holds of them: sparse ones, and a number shown many times.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in tensors.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"Expected plain tensors with all their numbers in {path}, got another as {shown(name)}. Save them "
+                "with .contiguous()."
+            )
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
@@ -73,19 +102,51 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, damaged, holds more than plain data, or no dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_file(path)
     except FileNotFoundError:
         raise ValueError(f"Expected a file, got none at {path}. Check the path.") from None
+    _check_pickle(Path(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old ways to save, without the file's name
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any of them
         # torch's own message tells the reader to switch the protection off, so only its cause is passed on.
         if name := re.search(r"GLOBAL (\S+)", str(error)):
-            got, advice = f"a pickle that asks for {name[1]} and could run code", "Do not use this file"
+            got, advice = f"a pickle that asks for {shown(name[1])} and could run code", "Do not use this file"
         else:
             got, advice = f"a damaged or foreign file ({type(error).__name__})", "Use another copy"
         raise ValueError(f"Expected tensors and plain data in {path}, got {got}. {advice}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"Expected a dict in {path}, got a {type(content).__name__}. Check the path.")
     return content
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse what torch would unpack to more than the file holds; no code can run, but memory could be filled.
+
+    torch writes zip files without compression, and needs no bytearray, whose length a pickle may claim freely.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
+            declared = sum(one.file_size for one in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, OverflowError):
+        packed, declared = False, 0  # an older format, or damaged: torch says so
+    if packed or declared > path.stat().st_size:
+        raise ValueError(
+            f"Expected a file of torch.save, whose parts are not compressed, in {path}, got {declared} bytes packed in "
+            f"{path.stat().st_size}. Do not use this file."
+        )
+    with path.open("rb") as file:
+        tail = b""
+        while part := file.read(2**20):
+            if b"bytearray" in tail + part:
+                raise ValueError(
+                    f"Expected tensors and plain data in {path}, got a bytearray, which may claim any length. Do not "
+                    "use this file."
+                )
+            tail = part[-16:]
 
 
 def read_header(path: str | Path) -> dict[str, Any] | None:
@@ -100,25 +161,76 @@ def read_header(path: str | Path) -> dict[str, Any] | None:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"Expected a whole safetensors file, got {path}: {error}. Use another copy.") from None
+        reason = shown(str(error))
+        raise ValueError(f"Expected a whole safetensors file, got {path}: {reason}. Use another copy.") from None
     if _METADATA_KEY not in metadata:
         return None
     try:
-        header = json.loads(metadata[_METADATA_KEY])
+        header = json.loads(
+            metadata[_METADATA_KEY], object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite
+        )
+        check_plain(header)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"Expected a JSON header in {path}, got damaged text ({error}). Use another copy.") from None
+        reason = shown(str(error))
+        raise ValueError(f"Expected a JSON header in {path}, got damaged text ({reason}). Use another copy.") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         got = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise ValueError(f"Expected bundle format {FORMAT} in {path}, got {got!r}. Use the csrtrain that wrote it.")
+        raise ValueError(
+            f"Expected bundle format {FORMAT} in {path}, got {shown(got)}. Use the csrtrain that wrote it."
+        )
     return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose names differ: of two values of one name, readers would not agree which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in a mapping")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text}")
+    return number
+
+
+def check_plain(content: Any) -> None:
+    """Refuse what printing or copying could not follow: deep nesting, and parts that stand in each other many times.
+
+    Raises:
+        ValueError: it is so, or there is more than text, numbers, mappings and lists.
+    """
+    level = [content]
+    for _ in range(_DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                if not all(isinstance(name, str) for name in one):
+                    raise ValueError("names that are no text")
+                inner += one.values()
+            elif isinstance(one, list | tuple):
+                inner += one
+            elif isinstance(one, int) and abs(one) > 2**63:
+                raise ValueError("an integer beyond 64 bits")
+            elif not isinstance(one, str | int | float | None):
+                raise ValueError(f"a {type(one).__name__}")
+            if len(inner) > _MOST_PARTS:
+                raise ValueError(f"more than {_MOST_PARTS} parts")
+        level = inner
+        if not level:
+            return
+    raise ValueError(f"nesting deeper than {_DEEPEST}")
 
 
 def _check_size(path: Path) -> None:
     """Refuse what claims an absurd header before anything is allocated for it."""
     try:
+        size = check_file(path).st_size
         with path.open("rb") as file:
             first = file.read(8)
-        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
     except OSError as error:
         raise ValueError(f"Expected a file, got {error.strerror} for {path}. Check the path.") from None
     length = int.from_bytes(first, "little")

@@ -1,0 +1,53 @@
+"""Files from outside: what is opened at all. A pipe would be waited for without end, and a device has none."""
+
+import os
+import re
+import stat
+from pathlib import Path
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}(?!/)")  # Path makes one slash of two
+_LONGEST = 200  # characters of text from outside in a message
+
+
+def check_file(path: str | Path) -> os.stat_result:
+    """Refuse what is no regular file, before it is opened.
+
+    Returns:
+        Its status.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a folder, pipe, device or socket; a loop of links; no permission to look; no name of a file at all;
+            an address on the network, from which nothing is fetched.
+    """
+    text = os.fspath(path)
+    try:
+        status = os.stat(text)
+    except FileNotFoundError:
+        if is_address(text):
+            raise ValueError(
+                f"Expected a file on this machine, got the address {shown(text)}. Nothing is fetched from a network: "
+                "download it first."
+            ) from None
+        raise FileNotFoundError(
+            f"Expected a file, got No such file or directory for {shown(text)}. Check the path."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"Expected a file, got {reason} for {shown(text)}. Check the path.") from None
+    if not stat.S_ISREG(status.st_mode):
+        what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+        raise ValueError(f"Expected a file, got {what} for {shown(text)}. Name a file.")
+    return status
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address on the network (`https://...`, `s3://...`) and no path."""
+    return bool(_ADDRESS.match(text)) and not os.path.exists(text)
+
+
+def shown(text: object) -> str:
+    """Text from outside as a message shows it: one line, not long, no control characters that a terminal obeys."""
+    whole = text if isinstance(text, str) else repr(text)
+    short = whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}..."
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in short)
