@@ -3,7 +3,19 @@
 import argparse
 import importlib
 
-NAMES = ("views", "losses", "distortions", "loader", "ridge", "features", "distances", "scoring", "resume", "kill")
+NAMES = (
+    "views",
+    "losses",
+    "distortions",
+    "loader",
+    "ridge",
+    "features",
+    "distances",
+    "scoring",
+    "resume",
+    "kill",
+    "fuzz",
+)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
@@ -63,9 +63,9 @@ def peak_memory(function: Callable[[], object]) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     function()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
 def compared(what: str, ours: float, peer: float, target: float, limit: str = "") -> dict[str, Any]:

@@ -50,4 +50,6 @@ def shown(text: object) -> str:
     """Text from outside as a message shows it: one line, not long, no control characters that a terminal obeys."""
     whole = text if isinstance(text, str) else repr(text)
     short = whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}..."
+    if short.isprintable():
+        return short
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in short)

@@ -205,10 +205,11 @@ def _expand(
     """Addresses with frame numbers, and the times of multi-frame files; `known` ones are not read again."""
     addresses: list[str] = []
     times = dict(listing.times)
+    single: set[str] = set()  # named again, in a list, they are not opened again
     for entry in _progress(listing.entries):
         path = os.path.join(listing.base, entry)
         name, frame = decode.split(path)
-        if frame is not None or not may_have_frames(name):
+        if frame is not None or entry in single or not may_have_frames(name):
             addresses.append(entry)
             continue
         if entry not in known:
@@ -216,11 +217,13 @@ def _expand(
                 count = decode.count_frames(name, slice_axis)
             except decode.NoImageError:
                 addresses += [entry] if listing.explicit else []
+                single |= {entry} if listing.explicit else set()
                 continue
             except decode.DecodeError:
                 count = 1
             if count == 1:
                 addresses.append(entry)
+                single.add(entry)
                 continue
             kept = [k for k in range(count) if not (skip_empty and is_empty(f"{path}#{k}", slice_axis))]
             known[entry] = [f"{entry}#{k}" for k in kept]

@@ -5,6 +5,7 @@ Columns: `path` (absolute, or relative to the manifest; an address as `csrtrain.
 `group` (rows that belong together, of one patient or scene), `split` (train, val, test). Other columns are kept.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -221,8 +222,15 @@ def _markers(
 def _groups(addresses: list[str], references: list[str] | None, groups: list[str] | None) -> NDArray[np.int64]:
     """(N,) rows that share a file, a reference or a group; a pristine image belongs to those made from it."""
     keys: list[list[tuple[str, str]]] = []
+    real = functools.lru_cache(maxsize=4096)(os.path.realpath)  # of folders, which rows share
     for i, address in enumerate(addresses):
-        file = os.path.realpath(decode.split(address)[0]) if address and "\0" not in address else ""
+        file = decode.split(address)[0]
+        if not address or "\0" in address:
+            file = ""
+        elif os.path.islink(file) or os.path.basename(file) in ("", ".", ".."):
+            file = os.path.realpath(file)
+        else:
+            file = os.path.join(real(os.path.dirname(file)), os.path.basename(file))
         keys.append([("file", file), ("image", address)])
         keys[i] += [("image", references[i])] if references else []
         keys[i] += [("group", groups[i])] if groups else []

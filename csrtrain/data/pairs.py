@@ -50,7 +50,7 @@ def pairs_of(paths: Sequence[str], reference: str | None = None, column: str = "
         folder = _Folder(reference) if os.path.isdir(reference) else None
         if folder is None and not os.path.isfile(decode.split(reference)[0]):
             raise FileNotFoundError(
-                f"Expected an image or a folder of references, got nothing at {reference}. Correct the path."
+                f"Expected an image or a folder of references, got nothing at {shown(reference)}. Correct the path."
             )
         if reference.lower().endswith((".csv", ".txt", ".lst")):
             raise ValueError(
@@ -67,7 +67,7 @@ def pairs_of(paths: Sequence[str], reference: str | None = None, column: str = "
             matcher.add_rows(path, column)
         elif reference is None:
             raise ValueError(
-                f"Expected references for the images of {path}, got none. Add --reference with an image or a folder, "
+                f"Expected references for the images of {shown(path)}, got none. Add --reference with an image or a folder, "
                 "or give a CSV file with columns path and reference."
             )
         else:

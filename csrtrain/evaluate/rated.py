@@ -13,6 +13,7 @@ from csrtrain import controls
 from csrtrain.data.manifest import Manifest, numbered
 from csrtrain.data.splits import Split
 from csrtrain.evaluate.methods import Method
+from csrtrain.files import shown
 from csrtrain.metrics import bootstrap
 from csrtrain.metrics.correlation import krcc, plcc, srcc
 from csrtrain.metrics.levels import in_order, level_pairs
@@ -101,7 +102,7 @@ def _numbers(manifest: Manifest, name: str, is_sound: Callable[[float], bool], w
             if text and not is_sound(found[row]):
                 raise ValueError
         except ValueError:
-            wrong.append(f"line {manifest.lines[row]}: {name} is {text!r}")
+            wrong.append(f"line {manifest.lines[row]}: {name} is {shown(repr(text))}")
     if wrong:
         raise ValueError(f"Expected numbers, {wanted}, in {manifest.file}, got {'; '.join(wrong[:5])}. Correct them.")
     return found
