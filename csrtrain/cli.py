@@ -7,6 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from csrtrain.config_files import check_config_file
+from csrtrain.files import is_address, shown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -37,9 +40,11 @@ def config_path(name: str) -> Path:
     """A config by path, or by its name among those that ship with csrtrain (`medical_simclr`, `configs/x.yaml`).
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: there is none, and the message lists the names; or it is none that should be read, see
+            `csrtrain.config_files`.
     """
-    if Path(name).is_file():
+    if os.path.exists(name) or is_address(name):
+        check_config_file(Path(name))
         return Path(name)
     shipped = Path(str(files("csrtrain"))) / "configs"
     if not shipped.is_dir():  # an editable installation
@@ -48,7 +53,7 @@ def config_path(name: str) -> Path:
     if stem and "/" not in stem and (shipped / f"{stem}.yaml").is_file():
         return shipped / f"{stem}.yaml"
     names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise ValueError(f"Expected a config file, got {name}, which does not exist. Shipped configs: {names}.")
+    raise ValueError(f"Expected a config file, got {shown(name)}, which does not exist. Shipped configs: {names}.")
 
 
 def _resolve_configs(args: list[str]) -> list[str]:

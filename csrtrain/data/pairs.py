@@ -67,8 +67,8 @@ def pairs_of(paths: Sequence[str], reference: str | None = None, column: str = "
             matcher.add_rows(path, column)
         elif reference is None:
             raise ValueError(
-                f"Expected references for the images of {shown(path)}, got none. Add --reference with an image or a folder, "
-                "or give a CSV file with columns path and reference."
+                f"Expected references for the images of {shown(path)}, got none. Add --reference with an image or a "
+                "folder, or give a CSV file with columns path and reference."
             )
         else:
             matcher.add_images(path, column, folder or reference)

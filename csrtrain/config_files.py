@@ -1,0 +1,92 @@
+"""YAML configs from outside: what is refused before anything is made of them.
+
+Plain YAML with text, numbers, lists and mappings; a small anchor may be used again. Which classes a config may name is
+another matter, see `csrtrain.cli.ALLOWED_IMPORTS`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csrtrain.files import check_file, shown
+
+MOST_BYTES = 2**20
+"""Of a config; ours have 3 kB."""
+_DEEPEST = 40  # lists and mappings within each other; ours: 7
+_MOST_NODES = 100_000  # with what aliases stand for
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
+
+
+@dataclass
+class _Open:
+    """A list or mapping that is being read: how many nodes it has, its anchor, and of a mapping the keys."""
+
+    anchor: str | None
+    is_mapping: bool
+    nodes: int = 1
+    children: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a config that no parser should be given.
+
+    Raises:
+        ValueError: it is no regular file, too large, no YAML in UTF-8, nested too deep, has aliases that grow beyond
+            all measure or hold themselves, a key twice in a mapping, or tags that ask for Python objects.
+    """
+    size = check_file(path).st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"Expected a config of at most {MOST_BYTES} bytes, got {size} in {path}. Name a config.")
+    try:
+        _check_events(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        reason = shown(" ".join(str(error).split()))
+        raise ValueError(f"Expected a config in plain YAML, got another in {path}: {reason}. Correct it.") from None
+
+
+def _check_events(text: str) -> None:
+    """Walk the text without building anything."""
+    stack = [_Open(None, False)]
+    sizes: dict[str, int] = {}  # nodes of each anchor
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.NodeEvent):
+            _check_node(event, stack[-1], sizes, line)
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
+            if len(stack) > _DEEPEST:
+                raise ValueError(f"line {line} is nested deeper than {_DEEPEST}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            closed = stack.pop()
+            stack[-1].nodes += closed.nodes
+            if closed.anchor:
+                sizes[closed.anchor] = closed.nodes
+        if stack[-1].nodes > _MOST_NODES:
+            raise ValueError(f"more than {_MOST_NODES} values up to line {line}, with what aliases stand for")
+
+
+def _check_node(event: Any, parent: _Open, sizes: dict[str, int], line: int) -> None:
+    """A value or key in its list or mapping."""
+    is_key = parent.is_mapping and parent.children % 2 == 0
+    parent.children += 1
+    if isinstance(event, yaml.AliasEvent):
+        if event.anchor not in sizes:
+            raise ValueError(f"the alias *{event.anchor} in line {line} stands in itself, or for nothing")
+        parent.nodes += sizes[event.anchor]
+        return
+    if event.tag is not None and event.tag not in _TAGS and event.tag != "!":
+        raise ValueError(f"the tag {event.tag} in line {line}, which could run code")
+    if isinstance(event, yaml.ScalarEvent):
+        parent.nodes += 1
+        if event.anchor:
+            sizes[event.anchor] = 1
+        if is_key:
+            if event.value in parent.keys:
+                raise ValueError(f"the key {event.value} in line {line} stands twice in one mapping")
+            parent.keys.add(event.value)
+    elif is_key:
+        raise ValueError(f"a list or mapping as a key in line {line}")
