@@ -13,6 +13,8 @@ from csrtrain.files import is_address, shown
 if TYPE_CHECKING:
     import pandas as pd
 
+    from csrtrain import report
+
 _USAGE = """usage: csrtrain VERB ...
 
   fit         train:               csrtrain fit -c configs/medical_simclr.yaml --data.root DIR
@@ -28,6 +30,7 @@ _USAGE = """usage: csrtrain VERB ...
   manifest    a published rating set -> ratings.csv:   csrtrain manifest koniq10k DIR -o koniq10k.csv
   preview     look at the views:   csrtrain preview -c configs/medical_simclr.yaml -o views.png
               or distortions:      csrtrain preview --distortions IMAGE --bank mri -o distortions.png
+  report      runs -> a page:      csrtrain report runs/medical_simclr -o report.html
 
 csrtrain VERB --help says more. Exit codes: 0 all done, 1 some inputs failed and are listed, 2 wrong use.
 """
@@ -498,6 +501,61 @@ Exit code 1 when an image cannot be read: it is listed, and the others are evalu
     return 1 if results["broken"] else 0
 
 
+def _report(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="csrtrain report",
+        description="Write one HTML page about runs: what came out in words, curves, collapse monitors, agreement with "
+        "ratings beside controls, environment, config. It is one file, asks for nothing outside, and names no path.",
+        epilog="examples: csrtrain report runs/medical_simclr -o report.html   "
+        "csrtrain report runs/seed0 runs/seed1 runs/nr_linear results/ -o report.html   "
+        "Exit code 1 when --images cannot make the pictures of a run; the page is written without them.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, and folders that csrtrain evaluate wrote"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="page to write (.html)")
+    parser.add_argument(
+        "--images",
+        action="store_true",
+        help="put images of the training data on the page: views, and for CONTRIQUE distortions",
+    )
+    options = parser.parse_args(args)
+    if options.output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"Expected a name that ends in .html, got {options.output}. Change the name.")
+    if options.output.is_dir() or not os.access(options.output.parent, os.W_OK):
+        raise ValueError(f"Expected a file in a folder that can be written to, got {options.output}. Name another.")
+
+    from csrtrain import report
+
+    found = report.read(options.runs)
+    pictures, failed = _pictures_of_runs(found) if options.images else ({}, [])
+    report.write(options.output, found, pictures)
+    print(f"Wrote {options.output}: {', '.join(one.name for one in found)}.")
+    for reason in failed:
+        print(f"no images: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _pictures_of_runs(
+    found: "list[report.Run | report.Evaluation]",
+) -> "tuple[dict[str, list[report.Picture]], list[str]]":
+    """Pictures of the runs that have views, by their name, and why some could not be made."""
+    from csrtrain import preview, report
+
+    pictures, failed = {}, []
+    for one in found:
+        if isinstance(one, report.Run) and not one.is_head:
+            try:
+                made = preview.of_run(one.folder / "config.yaml")
+            except (ValueError, OSError) as error:
+                failed.append(f"{one.name}: {error}")
+            except SystemExit:  # jsonargparse has said why
+                failed.append(f"{one.name}: its config does not suit this csrtrain")
+            else:
+                pictures[one.name] = [report.Picture(title, png) for title, png in made]
+    return pictures, failed
+
+
 _VERBS = {
     "evaluate": _evaluate,
     "export": _export,
@@ -506,6 +564,7 @@ _VERBS = {
     "check-data": _check_data,
     "manifest": _manifest,
     "preview": _preview,
+    "report": _report,
 }
 
 

@@ -1,11 +1,14 @@
 """Pictures to look at before a training: the views of a config, and the distortions of a bank."""
 
+import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from csrtrain.augment.bank import DistortionBank
@@ -29,10 +32,49 @@ def views(args: list[str], images: int = 6) -> Path:
     Returns:
         Path of the picture.
     """
+    cli = _pretraining(args)
+    path = _png(cli.config.get("output"))
+    data: Any = cli.datamodule
+    path.write_bytes(_views(cli, images, f"{data.title}: {data.modality}, {data.channels} channel(s)"))
+    return path
+
+
+def of_run(config: Path) -> list[tuple[str, bytes]]:
+    """Pictures of what a run trains on, titles and PNG: its views, and for CONTRIQUE every distortion of an image.
+
+    No name of a file is in them.
+
+    Args:
+        config: `config.yaml` of a run of pretraining.
+
+    Raises:
+        ValueError: the config is none, or its images are gone.
+    """
+    if not config.is_file():
+        raise ValueError(f"Expected the config of a run, got none at {config}. Name a run that has begun.")
+    tree = yaml.safe_load(config.read_text())
+    kept = {key: tree[key] for key in ("seed_everything", "model", "data") if key in tree}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        path.write_text(yaml.safe_dump(kept))
+        cli = _pretraining(["-c", str(path)])
+    data: Any = cli.datamodule
+    pictures = [("views", _views(cli, 4, f"{data.modality}, {data.channels} channel(s)"))]
+    if type(cli.model).__name__ == "CONTRIQUE":
+        first = data.sources[int(data.order(0)[0])]
+        pictures.append(("distortions", _distortions(first, data.modality, min(3, data.channels))))
+    return pictures
+
+
+def _pretraining(args: list[str]) -> TrainingCLI:
     cli = TrainingCLI(args, run=False)
     if not hasattr(cli.datamodule, "first_batch"):
         raise ValueError("Expected a config of pretraining, which has views to look at, got another. Name another.")
-    path = _png(cli.config.get("output"))
+    return cli
+
+
+def _views(cli: TrainingCLI, images: int, title: str) -> bytes:
+    """PNG of images as loaded and two views of each, in two epochs."""
     data: Any = cli.datamodule
     model: Any = cli.model
     data.setup("preview")
@@ -46,9 +88,7 @@ def views(args: list[str], images: int = 6) -> Path:
         columns += [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1), made.view0, made.view1]
         titles += [f"epoch {epoch}, {what}" for what in ("loaded", "view 0", "view 1")]
     rows = [[column[row] for column in columns] for row in range(len(batch.positions))]
-    title = f"{data.title}: {data.modality}, {data.channels} channel(s)"
-    _draw(rows, titles, [""] * len(rows), title, path)
-    return path
+    return _drawn(rows, titles, [""] * len(rows), title)
 
 
 def distortions(image: str, modality: Modality, output: str | None, channels: int | None = None) -> Path:
@@ -64,6 +104,12 @@ def distortions(image: str, modality: Modality, output: str | None, channels: in
         Path of the picture.
     """
     path = _png(output)
+    path.write_bytes(_distortions(image, modality, channels))
+    return path
+
+
+def _distortions(image: str, modality: Modality, channels: int | None) -> bytes:
+    """PNG of every type at every level on the centre of an image."""
     loaded = decode.read(image)
     loaded = decode.to_channels(loaded, channels or min(3, len(loaded)))
     crop = native(loaded, _SIDE, 0.5, 0.5)
@@ -77,8 +123,7 @@ def distortions(image: str, modality: Modality, output: str | None, channels: in
         values = ", ".join(f"{value:g}" for value in row.values)
         names.append(f"{row.name}\n{row.unit}:\n{values}")
     title = f"Distortions of the bank {modality}, {len(x)} channel(s)"
-    _draw(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title, path)
-    return path
+    return _drawn(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title)
 
 
 def _png(output: str | None) -> Path:
@@ -90,8 +135,8 @@ def _png(output: str | None) -> Path:
     return path
 
 
-def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str, path: Path) -> None:
-    """A grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows."""
+def _drawn(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str) -> bytes:
+    """PNG of a grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows."""
     size = (_INCHES * len(titles) + (1.5 if any(names) else 0), _INCHES * len(rows) + 0.6)
     figure, grid = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
     for pictures, axes, name in zip(rows, grid, names, strict=True):
@@ -106,5 +151,7 @@ def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: 
         axis.set_title(text, fontsize=9)
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / size[1], va="top")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))  # 0.3 inches for the title
-    figure.savefig(path, dpi=100)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
+    return buffer.getvalue()

@@ -17,8 +17,8 @@ from csrtrain.distributed import world_size
 from csrtrain.metrics.representation import RepresentationStatistics, knn_accuracy, knn_srcc
 from csrtrain.runs import directory
 
-_COLLAPSED_STD = 0.1  # embedding standard deviation, 1 = spread evenly over the sphere; our choice
-_COLLAPSED_RANK = 2.0  # effective rank of the projections; our choice
+COLLAPSED_STD = 0.1  # embedding standard deviation, 1 = spread evenly over the sphere; our choice
+COLLAPSED_RANK = 2.0  # effective rank of the projections; our choice
 
 
 def describe_collapse(statistics: dict[str, float]) -> str | None:
@@ -26,12 +26,12 @@ def describe_collapse(statistics: dict[str, float]) -> str | None:
     std, rank = statistics["embedding_std"], statistics["effective_rank"]
     if not (math.isfinite(std) and math.isfinite(rank)):
         return "The projections are not finite: training has diverged. Lower model.learning_rate."
-    if std < _COLLAPSED_STD:
+    if std < COLLAPSED_STD:
         return (
             f"The representation has collapsed: all images get nearly the same projection (embedding std {std:.3f}; "
             "1 = spread evenly, 0 = all the same). Lower model.learning_rate, or use a larger data.batch_size."
         )
-    if rank < _COLLAPSED_RANK:
+    if rank < COLLAPSED_RANK:
         return (
             f"The representation has collapsed to about one direction (effective rank {rank:.1f}). Lower "
             "model.learning_rate, or check with csrtrain preview that the views differ."
