@@ -17,7 +17,7 @@ _BUCKETS = 150  # of a curve, which keeps the least and the greatest value of ea
 _DOTTED = 30  # a curve of at most as many points shows them
 _POINTS = 1500  # of a cloud
 _WIDTH, _HEIGHT = 400, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 18, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 10, 40
 _LARGEST = 1e30  # what is drawn as larger would overflow
 
 
@@ -253,7 +253,7 @@ def _labels(lines: Sequence[Line], scale_x: _Scale, scale_y: _Scale) -> list[Mar
     parts: list[Markup] = []
     placed: list[tuple[float, float]] = []
     for y, x, line in sorted(ends, key=lambda end: end[0]):
-        lowest = max((other + 10 for other, at in placed if abs(at - x) < 16), default=-math.inf)
+        lowest = max((other + 11 for other, at in placed if abs(at - x) < 16), default=-math.inf)
         placed.append((max(y + 3.5, lowest), x))
         color = f"end c{line.color % COLORS}"
         where = {"x": f"{x + 4:.1f}", "y": f"{min(placed[-1][0], _HEIGHT - 2):.1f}", "class": color}

@@ -7,8 +7,24 @@ from typing import Any
 # Keys of a config whose values name files, folders or people, whatever they look like.
 _KEYS = {
     *("root", "authentic", "manifest", "triplets", "labels", "cache_dir", "default_root_dir", "ckpt_path", "run_dir"),
-    *("save_dir", "dirpath", "entity", "log_dir", "path", "filename", "host", "hostname", "user", "username"),
+    *(
+        "weights",
+        "dir",
+        "save_dir",
+        "root_dir",
+        "sub_dir",
+        "dirpath",
+        "entity",
+        "log_dir",
+        "path",
+        "filename",
+        "host",
+        "hostname",
+        "user",
+        "username",
+    ),
 }
+_NO_PLACES = ("none", "imagenet", "samples:medical", "samples:natural")  # under those keys
 _SUFFIX = re.compile(
     r"\.(csv|tsv|txt|ya?ml|json|parquet|xlsx|safetensors|onnx|ckpt|pth?|bin|np[yz]|h5|pkl|dcm|dicom|nii|gz|zip|tar|"
     r"png|jpe?g|tiff?|bmp|webp|jp2|gif|db|sqlite|ipynb|py|sh|log)(#\d+)?$",
@@ -25,7 +41,7 @@ class Hidden:
     def value(self, value: Any, key: str = "") -> Any:
         """A value of a config or of another file as it may be shown; containers are followed.
 
-        The names of the embedded images (`samples:medical`) and of classes stay; a string with a slash, the ending of
+        The names of the embedded images and of classes stay; a string with a slash, the ending of
         a file, an address, or of a key that names a file, a folder or a person does not.
         """
         if isinstance(value, Mapping):
@@ -34,7 +50,7 @@ class Hidden:
             return [self.value(one, key) for one in value]
         if not isinstance(value, str) or not value or key == "class_path":
             return value
-        named = key in _KEYS and not value.startswith("samples:")
+        named = key in _KEYS and value not in _NO_PLACES
         return self._number(value) if named or _is_place(value) else self.text(value)
 
     def text(self, text: str) -> str:

@@ -91,7 +91,7 @@ def facts(run: Run, hidden: Hidden) -> list[tuple[str, str]]:
 def _backbones(run: Run, hidden: Hidden) -> str:
     """timm names and what they began with; of bundles a number."""
     start = run.config.get("model.init_args.weights")
-    start = "untrained" if start == "none" else hidden.value(start, "path") if start != "imagenet" else "ImageNet"
+    start = {"none": "untrained", "imagenet": "ImageNet"}.get(str(start), hidden.value(start, "weights"))
     said = []
     for name in _named_backbones(run):
         is_bundle = name.endswith(".safetensors")

@@ -50,7 +50,7 @@ CONTRASTS = """(() => {
 })()"""
 # The smallest text of a figure, in pixels of the screen.
 SMALLEST = """Math.min(...[...document.querySelectorAll('svg.chart')].map(
-  e => 11 * e.getBoundingClientRect().width / e.viewBox.baseVal.width))"""
+  e => 12 * e.getBoundingClientRect().width / e.viewBox.baseVal.width))"""
 
 
 class Browser:
@@ -182,7 +182,7 @@ def test_the_page_is_readable_quiet_and_asks_for_nothing(browser, page, width, d
     assert browser.evaluate(OVERFLOWING) == []
     assert browser.evaluate(CONTRASTS) == []
     assert browser.evaluate("document.querySelectorAll('svg.chart').length") >= 9
-    assert browser.evaluate(SMALLEST) >= 9.5
+    assert browser.evaluate(SMALLEST) >= 10
     assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     color = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (color == "rgb(21, 23, 26)") == dark

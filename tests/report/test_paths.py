@@ -15,6 +15,7 @@ from csrtrain.report.paths import Hidden
         ("note", "../scans"),
         ("backbone", "patient_smith.safetensors"),
         ("weights", "w.pth"),
+        ("weights", "w"),
         ("note", "scan.nii.gz"),
         ("note", "volume.nii#3"),
         ("note", "alice@example.org"),
@@ -29,6 +30,7 @@ def test_places_and_people_are_hidden(key, value):
     ("key", "value"),
     [
         ("root", "samples:medical"),
+        ("weights", "imagenet"),
         ("class_path", "csrtrain.pretrain.SimCLR"),
         ("backbone", "resnet18.a1_in1k"),
         ("cpu", "Intel(R) Xeon(R) CPU @ 2.20GHz"),
