@@ -53,7 +53,7 @@ def _check_events(text: str) -> None:
     stack = [_Open(None, False)]
     sizes: dict[str, int] = {}  # nodes of each anchor
     for event in yaml.parse(text, Loader=_LOADER):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.NodeEvent):
             _check_node(event, stack[-1], sizes, line)
         if isinstance(event, yaml.CollectionStartEvent):
