@@ -249,12 +249,15 @@ class TestWords:
         assert not (made.folder / "said-3-0").exists() and not (made.folder / "evil").exists()
         assert "Expected options in line 3 of sweep.txt, got none" in made.log()
 
-    def test_a_verb_other_than_fit_is_one_task(self, stand_in):
-        made = stand_in(self.SAY)
+    def test_a_verb_other_than_fit_is_one_task_that_no_warning_ends(self, stand_in):
+        made = stand_in(f"touch started; sleep 3; {self.SAY}")
         job = made.submit("--nodes=2", "--job-name=one", "score", "m.safetensors", "a b.png")
+        wait_for((made.folder / "started").exists, 30, made.log)
+        made.call("scancel", "--signal=USR1", job)
         made.until_done(job, seconds=30)
         assert (made.folder / "said-one-0").read_text() == "0/1|1|score|m.safetensors|a b.png|", made.log()
         assert not (made.folder / "said-one-1").exists()
+        assert made.state(job)["JobState"] == "COMPLETED"
 
     def test_a_staged_folder_is_read_from_the_disk_of_the_node(self, stand_in, tmp_path):
         if not shutil.which("rsync"):
@@ -287,6 +290,14 @@ class TestWords:
         assert (found["JobState"], found["Restarts"]) == (state, str(restarts)), made.log()
         calls = (made.folder / "calls").read_text().split()
         assert calls == ["fit"] * (restarts + 1) + ["export"] * (state == "COMPLETED")  # of a whole run only
+
+    def test_a_job_that_never_comes_to_a_checkpoint_is_not_requeued_for_ever(self, stand_in):
+        # The first start leaves what the last of four vain ones would.
+        made = stand_in('((SLURM_RESTART_COUNT)) || echo "4 " >runs/vain/.starts; exit 143')
+        job = made.submit("--job-name=vain", "fit", "-c", "x")
+        made.until_done(job, seconds=60)
+        assert (made.state(job)["Restarts"], made.state(job)["ExitCode"]) == ("1", "2:0"), made.log()
+        assert "Expected a new checkpoint in one of the last five starts" in made.log()
 
     def test_a_cancelled_job_is_not_requeued(self, stand_in):
         made = stand_in("trap 'touch stopped; exit 143' TERM; touch started; while true; do sleep 0.1; done")
