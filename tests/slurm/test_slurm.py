@@ -312,7 +312,7 @@ class TestWords:
         ("options", "words", "message"),
         [
             ([], ["fit", "--trainer.default_root_dir=x"], "Expected the run directory in CSRTRAIN_RUN"),
-            (["--job-name=bash"], ["fit"], "Expected another job name than bash"),
+            (["--job-name=bash"], ["fit"], "Expected another job name, got bash"),
         ],
     )
     def test_wrong_use_is_refused(self, stand_in, options, words, message):
