@@ -15,8 +15,10 @@ from csrtrain.files import check_file, shown
 MOST_BYTES = 2**20
 """Of a config; ours have 3 kB."""
 _DEEPEST = 40  # lists and mappings within each other; ours: 7
-_MOST_NODES = 100_000  # with what aliases stand for
+_LONGEST = 4096  # characters of a text: the longest path; Python makes no integer of 4300 digits
+_MOST_NODES = 10_000  # with what aliases stand for
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_GROUPS = ("config", "trainer")
 _TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 
 
@@ -29,6 +31,7 @@ class _Open:
     nodes: int = 1
     children: int = 0
     keys: set[str] = field(default_factory=set)
+    key: str = ""
 
 
 def check_config_file(path: Path) -> None:
@@ -36,7 +39,8 @@ def check_config_file(path: Path) -> None:
 
     Raises:
         ValueError: it is no regular file, too large, no YAML in UTF-8, nested too deep, has aliases that grow beyond
-            all measure or hold themselves, a key twice in a mapping, or tags that ask for Python objects.
+            all measure or hold themselves, a key twice in a mapping, tags that ask for Python objects, or the name of
+            another config.
     """
     size = check_file(path).st_size
     if size > MOST_BYTES:
@@ -55,7 +59,11 @@ def _check_events(text: str) -> None:
     for event in yaml.parse(text, Loader=_LOADER):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.NodeEvent):
+            if len(stack) == 1 and not isinstance(event, yaml.MappingStartEvent):
+                raise ValueError(f"settings by name (key: value) are missing in line {line}")
             _check_node(event, stack[-1], sizes, line)
+            if len(stack) == 2 and stack[1].key in _GROUPS and isinstance(event, yaml.ScalarEvent) and event.value:
+                _check_group(event, stack[1], line)
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             if len(stack) > _DEEPEST:
@@ -67,6 +75,12 @@ def _check_events(text: str) -> None:
                 sizes[closed.anchor] = closed.nodes
         if stack[-1].nodes > _MOST_NODES:
             raise ValueError(f"more than {_MOST_NODES} values up to line {line}, with what aliases stand for")
+
+
+def _check_group(event: Any, settings: _Open, line: int) -> None:
+    """The parser would take the text for the name of another config, and read that without a look at it."""
+    if settings.children % 2 == 0:
+        raise ValueError(f"{settings.key} in line {line} is a text; write its settings here, not the name of a file")
 
 
 def _check_node(event: Any, parent: _Open, sizes: dict[str, int], line: int) -> None:
@@ -82,11 +96,14 @@ def _check_node(event: Any, parent: _Open, sizes: dict[str, int], line: int) -> 
         raise ValueError(f"the tag {event.tag} in line {line}, which could run code")
     if isinstance(event, yaml.ScalarEvent):
         parent.nodes += 1
+        if len(event.value) > _LONGEST:
+            raise ValueError(f"a text of {len(event.value)} characters in line {line}")
         if event.anchor:
             sizes[event.anchor] = 1
         if is_key:
             if event.value in parent.keys:
                 raise ValueError(f"the key {event.value} in line {line} stands twice in one mapping")
             parent.keys.add(event.value)
+            parent.key = event.value
     elif is_key:
         raise ValueError(f"a list or mapping as a key in line {line}")

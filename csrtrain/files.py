@@ -5,7 +5,7 @@ import re
 import stat
 from pathlib import Path
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}(?!/)")  # Path makes one slash of two
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two slashes Path makes one; one letter is a drive
 _LONGEST = 200  # characters of text from outside in a message
 
 

@@ -19,14 +19,9 @@ ROWS = [
     ["batches", "draws", "distributed", "files", "precision"],
 ]
 # Files of the package that belong to a unit of another name.
-PARTS = {
-    "headers": "bundle",
-    "heatmaps": "score",
-    "training_cli": "cli",
-    "config_files": "cli",
-    "preview": "cli",
-    "__main__": "cli",
-}
+PARTS = {"headers": "bundle", "heatmaps": "score"} | dict.fromkeys(
+    ["training_cli", "config_files", "preview", "__main__"], "cli"
+)
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 
 # Where a library may be imported, by file or folder.
