@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from csrtrain.cli import ALLOWED_IMPORTS
+from csrtrain.files import shown
 from csrtrain.models.weights import read_torch
 from csrtrain.quality import Head
 from csrtrain.runs import checkpoints, directory, signals
@@ -251,6 +252,11 @@ class TrainingCLI(LightningCLI):
         try:
             self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
         except RuntimeError as error:
+            if self._resume is not None and "Error(s) in loading state_dict" in str(error):
+                raise ValueError(
+                    f"Expected a checkpoint of the model that the config names, got another in {self._resume}: "
+                    f"{shown(' '.join(str(error).split()))}. Name another."
+                ) from None
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             if self.trainer.world_size == 1 or not _PEER_LOST.search(reason):
                 raise

@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,11 +12,13 @@ import safetensors.torch
 import torch
 
 import csrtrain
+from benchmarks import harness
 from csrtrain import bundle, headers
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.difference import DifferenceMetric
 from csrtrain.models.features import Contract, FrozenFeatures
 from csrtrain.models.full_reference import FullReferenceMetric
+from csrtrain.models.no_reference import NoReferenceMetric, RatingScale
 
 TRAINING = {
     "method": "SimCLR",
@@ -413,3 +416,155 @@ def test_a_distance_of_a_backbone_needs_no_ratings(small, saved, tmp_path):
         bundle.load_distance(saved)
     with pytest.raises(ValueError, match="Expected stages in order"):
         bundle.export_distance(saved, tmp_path / "d.safetensors", [9])
+
+
+# Headers that lie
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format":1,"format":1}', "damaged text .a name twice in a mapping"),
+        ('{"format":1,"a":NaN}', "damaged text .the number NaN"),
+        ('{"format":1,"a":1e400}', "damaged text .the number 1e400"),
+        ('{"format":1,"a":' + "9" * 400 + "}", "damaged text .an integer beyond 64 bits"),
+        ('{"format":1,"a":' + "[" * 40 + "]" * 40 + "}", "damaged text .nesting deeper than 32"),
+        ('{"format":1,"a":[' + "1," * 100_000 + "1]}", "damaged text .more than 100000 parts"),
+    ],
+)
+def test_json_that_readers_would_not_agree_on(saved, text, words):
+    safetensors.torch.save_file(safetensors.torch.load(saved.read_bytes()), saved, {"csrtrain": text})
+    with pytest.raises(ValueError, match=f"Expected a JSON header in .*small.safetensors, got {words}"):
+        bundle.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "vit_7b_patch16_dinov3"},
+            "Expected weights of vit_7b_patch16_dinov3 in .*small.*got others: Missing",
+        ),
+        ({"name": "hf-hub:a/b"}, "small.safetensors: Expected the name of a timm model"),
+        ({"name": "x" * 10**6}, r"small.safetensors: .* got 1000000 characters, x{200}\.\.\.\."),
+        ({"channels": True}, "Expected a name and a number of channels in .*small.*True"),
+        ({"channels": 0, "mean": [], "std": []}, "Expected a name and a number of channels in .*small.* and 0"),
+        ({"std": [0.0]}, "Expected std above 0 in .*small.*0.0"),
+        ({"channels": 9000, "mean": [0.5] * 9000, "std": [0.5] * 9000}, "weights of test_resnet in .*Other size"),
+    ],
+)
+def test_a_small_file_that_claims_a_large_network_takes_no_memory(small, saved, changes, message):
+    arguments = {**small.arguments(), **changes}
+    contract = {**bundle.header_for(small).input, **{k: arguments[k] for k in ("channels", "mean", "std")}}
+    rewrite(saved, backbone=arguments, input=contract)
+    assert harness.peak_memory(lambda: refused(saved, message)) < 100 * 2**20
+
+
+def refused(path, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        bundle.load(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": {"scales": [1e9], "l2": False}}, r"scales \[1000000000.0\]"),
+        ({"features": {"scales": [1.0] * 17, "l2": False}}, "scales"),
+        ({"features": {"scales": [1.0], "l2": 1}}, "l2 1"),
+        ({"features": {}}, "scales"),
+    ],
+)
+def test_a_use_that_cannot_be_computed(saved, changes, words):
+    rewrite(saved, **changes)
+    with pytest.raises(ValueError, match=f"Expected the input and feature contract in the header of .*small.*{words}"):
+        bundle.load(saved)
+
+
+def test_a_window_that_is_none(small, saved):
+    rewrite(saved, input={**bundle.header_for(small).input, "window": [1, "x"]})
+    with pytest.raises(ValueError, match="Expected the input and feature contract in .*small.*window"):
+        bundle.load(saved)
+
+
+def test_weights_that_are_not_finite_or_no_floats(small, saved):
+    tensors = safetensors.torch.load(saved.read_bytes())
+    metadata = safetensors.safe_open(saved, "pt").metadata()
+    name = "backbone.network.conv1.0.weight"
+    for value, words in (
+        (torch.full_like(tensors[name], torch.nan), "not finite"),
+        (tensors[name].long(), "Other size or type of conv1.0.weight .*int64"),
+        (tensors[name].to(torch.complex64), "Other size or type of conv1.0.weight .*complex64"),
+    ):
+        safetensors.torch.save_file({**tensors, name: value}, saved, metadata)
+        with pytest.raises(ValueError, match=f"Expected weights of test_resnet in .*small.*got others: .*{words}"):
+            bundle.load(saved)
+    safetensors.torch.save_file({**tensors, name: tensors[name].half()}, saved, metadata)
+    assert bundle.load(saved).network.conv1[0].weight.dtype == torch.float32
+
+
+def test_training_images_that_take_no_room_in_the_file(small, saved):
+    rater = NoReferenceMetric(FrozenFeatures([small], [Contract()]), RatingScale(0, 1), 0)
+    header = headers.MetricHeader(**bundle.described_metric(rater, "header", {}, {}))
+    tensors = {name: value.contiguous() for name, value in rater.state_dict().items()}
+    tensors["domain.looks"] = torch.zeros(10**12, 0)
+    header.domain["anchors"] = 10**12
+    safetensors.torch.save_file(tensors, saved, bundle.weights.metadata(asdict(header)))
+    with pytest.raises(
+        ValueError, match="header of a metric in .*small.safetensors, got others: other training images"
+    ):
+        bundle.load(saved)
+
+
+def test_pipes_and_addresses_are_no_bundles(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="got a device, pipe or socket for .*pipe.safetensors"):
+        bundle.load(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="Nothing is fetched from a network"):
+        bundle.load("https://127.0.0.1:9/x.safetensors")
+    with pytest.raises(ValueError, match="embedded null byte"):
+        bundle.load("a\0b.safetensors")
+
+
+# Checkpoints that lie
+
+
+def test_checkpoints_that_would_fill_the_memory(checkpoint, tmp_path):
+    output = tmp_path / "out.safetensors"
+    content = torch.load(checkpoint, weights_only=True)
+    shared: list = [1]
+    for _ in range(30):
+        shared = [shared, shared]
+    wide = {**content["state_dict"], "backbone.network.conv1.0.weight": torch.zeros(1).expand(10**12)}
+    for changed, words in (
+        ({"x": bytearray(10)}, "got a bytearray, which may claim any length"),
+        ({"state_dict": wide}, "Expected plain tensors with all their numbers in .*step.ckpt, got another as .*conv1"),
+        ({"csrtrain": {**content["csrtrain"], "data": {"window": shared}}}, "step.ckpt, got more than 100000 parts"),
+    ):
+        torch.save({**content, **changed}, checkpoint)
+        with pytest.raises(ValueError, match=words):
+            bundle.export_checkpoint(checkpoint, output)
+    torch.save(content, checkpoint)
+    packed = tmp_path / "packed.ckpt"
+    with zipfile.ZipFile(checkpoint) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, bytes(2**28) if name.endswith("data/0") else old.read(name))
+    with pytest.raises(
+        ValueError, match=r"whose parts are not compressed, in .*packed.ckpt, got 2\d{8} bytes packed in"
+    ):
+        bundle.export_checkpoint(packed, output)
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(ValueError, match="a device, pipe or socket for .*pipe.ckpt"):
+        bundle.export_checkpoint(tmp_path / "pipe.ckpt", output)
+    assert not output.exists()
+
+
+def test_names_of_tensors_are_no_paths(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["backbone.network.../../owned"] = torch.zeros(1)
+    content["hyper_parameters"] = {"_instantiator": "os.system", "x": 1}  # Lightning's own readers import it
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="Expected weights of test_resnet in .*step.ckpt, got others: Unexpected key"):
+        bundle.export_checkpoint(checkpoint, tmp_path / "out.safetensors")
+    assert sorted(os.listdir(tmp_path)) == ["small.safetensors", "step.ckpt"] or os.listdir(tmp_path) == ["step.ckpt"]

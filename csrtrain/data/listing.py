@@ -50,11 +50,18 @@ def list_folder(root: str) -> Listing:
         times[folder] = (-1 if racy else status.st_mtime_ns, 0)
         with os.scandir(path) as listed:
             found = sorted((e for e in listed if not e.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
-        folders = [entry for entry in found if entry.is_dir()]
+        folders = [entry for entry in found if _is_folder(entry)]
         pending += [os.path.join(folder, entry.name) for entry in reversed(folders)]
-        files = [entry for entry in found if not entry.is_dir() and decode.is_supported(entry.path)]
+        files = [entry for entry in found if not _is_folder(entry) and decode.is_supported(entry.path)]
         entries += [os.path.join(folder, entry.name) for entry in files]
     return Listing(root, sorted(entries), False, times, "")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: whoever reads it says so
+        return False
 
 
 def list_file(root: str, column: str | None) -> Listing:

@@ -139,7 +139,11 @@ def _check_pickle(path: Path) -> None:
             f"{path.stat().st_size}. Do not use this file."
         )
     with path.open("rb") as file:
-        tail = b""
+        if (head := file.read(4)) != b"PK\x03\x04" and head[:1] != b"\x80":  # torch would unpack a tar archive to look
+            raise ValueError(
+                f"Expected a file of torch.save in {path}, got a damaged or foreign file. Use another copy."
+            )
+        tail = head
         while part := file.read(2**20):
             if b"bytearray" in tail + part:
                 raise ValueError(

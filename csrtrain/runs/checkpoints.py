@@ -18,6 +18,9 @@ from csrtrain.runs.agreement import gathered, raise_on_all
 from csrtrain.runs.nonfinite import StopOnNonFinite
 
 
+_PARTS = ("state_dict", "epoch", "global_step", "loops", "pytorch-lightning_version")
+
+
 def _digest_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
@@ -55,7 +58,13 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return read_torch(path)
+        content = read_torch(path)
+        if missing := [name for name in _PARTS if name not in content]:
+            raise ValueError(
+                f"Expected a checkpoint of csrtrain fit, got {path} without {', '.join(missing)}. Name another, or begin "
+                "anew with --fresh."
+            )
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
