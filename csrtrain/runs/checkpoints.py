@@ -17,7 +17,6 @@ from csrtrain.models.weights import read_torch
 from csrtrain.runs.agreement import gathered, raise_on_all
 from csrtrain.runs.nonfinite import StopOnNonFinite
 
-
 _PARTS = ("state_dict", "epoch", "global_step", "loops", "pytorch-lightning_version")
 
 
@@ -61,8 +60,8 @@ class AtomicCheckpointIO(CheckpointIO):
         content = read_torch(path)
         if missing := [name for name in _PARTS if name not in content]:
             raise ValueError(
-                f"Expected a checkpoint of csrtrain fit, got {path} without {', '.join(missing)}. Name another, or begin "
-                "anew with --fresh."
+                f"Expected a checkpoint of csrtrain fit, got {path} without {', '.join(missing)}. Name another, or "
+                "begin anew with --fresh."
             )
         return content
 
