@@ -428,6 +428,52 @@ def _unknown(case: int, seed: int, sound: list[Sound], root: Path, fault: str) -
     return Outcome(case, rng.choice(one.readers), one.suffix, fault, _SECONDS, 0)
 
 
+# Large tables
+
+
+def large(reader: str, head: str, row: str, count: int, suffix: str = ".csv") -> dict[str, Any]:
+    """Time and memory of a table of `count` equal rows, in a process of its own; a row of the result."""
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        Image.new("L", (8, 8)).save(folder / "a.png")
+        path = folder / f"large{suffix}"
+        with path.open("w") as file:
+            file.write(head)
+            for _ in range(count // 100_000):
+                file.write(row * 100_000)
+        pipe, other = multiprocessing.get_context("fork").Pipe()
+        process = multiprocessing.get_context("fork").Process(target=_read_large, args=(other, reader, str(path)))
+        process.start()
+        other.close()
+        try:
+            result, seconds, memory = pipe.recv()
+        except EOFError:
+            result, seconds, memory = "crash", math.nan, 0
+        process.join()
+    return {
+        "reader": f"{reader}, {count:,} rows",
+        "cases": 1,
+        "refused": int(result == "refused"),
+        "read": int(result == "read"),
+        "faults": int(result not in ("read", "refused")),
+        "longest, s": seconds,
+        "most memory, MiB": memory / 2**20,
+    }
+
+
+def _read_large(pipe: Connection, reader: str, path: str) -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = harness.status("VmRSS"), time.perf_counter()
+    try:
+        READERS[reader](path)
+        result = "read"
+    except ValueError as error:
+        result = _refused(error, path)
+    except MemoryError:
+        result = "memory"
+    pipe.send((result, time.perf_counter() - start, harness.status("VmHWM") - before))
+
+
 def faults(outcomes: list[Outcome]) -> list[Outcome]:
     """Those that are neither read nor refused."""
     return [outcome for outcome in outcomes if outcome.result not in ("read", "refused")]
@@ -451,12 +497,19 @@ def run() -> harness.Result:
                 "most memory, MiB": max(outcome.memory for outcome in own) / 2**20,
             }
         )
+    ratings = ("path,mos\n", "a.png,1\n")
+    rows.append(large("read_manifest", *ratings, 1_000_000))
+    rows.append(large("read_manifest", *ratings, 10_000_000))
+    rows.append(large("build_index", *ratings, 10_000_000))
+    rows.append(large("build_index", "", "a.png\n", 10_000_000, ".txt"))
     kinds = Counter(outcome.change for outcome in outcomes)
     notes = [
         f"{len(outcomes)} cases, seed {SEED}; {len(faults(outcomes))} faults.",
         *(f"case {one.case}, {one.reader}, {one.change}: {one.result}" for one in faults(outcomes)[:20]),
         f"{len(kinds)} kinds of changes: {', '.join(f'{kind} ({count})' for kind, count in sorted(kinds.items()))}.",
-        f"A fault is all but a sound reading and a refusal that names the file: see benchmarks/fuzz.py. Limits: "
+        "Below, tables of equal rows: a manifest of more than a million is refused unless CSRTRAIN_MAX_ROWS is set, "
+        "a list (build_index) of more than 20 million.",
+        "A fault is all but a sound reading and a refusal that names the file: see benchmarks/fuzz.py. Limits: "
         f"{_SECONDS:g} s, {_MEMORY >> 20} MiB of resident memory beyond what the process had; files are below 4 MB.",
     ]
     return harness.Result("fuzz", "Damaged and hostile files", rows, notes, ("torch", "timm", "safetensors"))

@@ -1,6 +1,7 @@
 """The command line: LightningCLI for training, and one function per other verb."""
 
 import argparse
+import io
 import os
 import sys
 from importlib.resources import files
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from csrtrain.config_files import check_config_file
-from csrtrain.files import is_address, shown
+from csrtrain.files import as_text, is_address, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -395,10 +396,10 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
         slice_axis=options.slice_axis,
         heatmaps=options.heatmap,
     )
-    table = pd.DataFrame(pairs, columns=["path", "reference"])
+    table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
     table["distance"] = found["distance"].set_axis(fitting)  # by row; NaN elsewhere
     errors = {**refused, **dict(zip(fitting, found["error"], strict=True))}
-    table["error"] = [errors[row] for row in range(len(pairs))]
+    table["error"] = [as_text(errors[row]) for row in range(len(pairs))]
     good = table[table["error"] == ""]
     closest = (
         f", median distance {good['distance'].median():.4g} (0 is identical, lower is closer)" if len(good) else ""
@@ -575,6 +576,8 @@ def main(argv: list[str] | None = None) -> int:
         0 all done, 1 some inputs failed and are listed, 2 wrong use, 130 stopped by the keyboard (as a shell says).
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no text, as stderr writes them
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if args else 2

@@ -56,8 +56,9 @@ def _check_events(text: str) -> None:
     """Walk the text without building anything."""
     stack = [_Open(None, False)]
     sizes: dict[str, int] = {}  # nodes of each anchor
-    for event in yaml.parse(text, Loader=_LOADER):
-        line = event.start_mark.line + 1 if event.start_mark else 1
+    events: Any = yaml.parse(text, Loader=_LOADER)
+    for event in events:
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.NodeEvent):
             if len(stack) == 1 and not isinstance(event, yaml.MappingStartEvent):
                 raise ValueError(f"settings by name (key: value) are missing in line {line}")

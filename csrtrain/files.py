@@ -46,6 +46,11 @@ def is_address(text: str) -> bool:
     return bool(_ADDRESS.match(text)) and not os.path.exists(text)
 
 
+def as_text(name: str) -> str:
+    """The name of a file as a table in UTF-8 can hold it: bytes that are no UTF-8 become \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def shown(text: object) -> str:
     """Text from outside as a message shows it: one line, not long, no control characters that a terminal obeys."""
     whole = text if isinstance(text, str) else repr(text)

@@ -18,6 +18,7 @@ from csrtrain import bundle, headers
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
 from csrtrain.data.whole import WholeBatch, whole_images, whole_pairs
+from csrtrain.files import as_text
 from csrtrain.heatmaps import file_names, write_distances, write_scores
 from csrtrain.models.difference import DifferenceMetric
 from csrtrain.models.features import Contract, FrozenFeatures, tiles
@@ -168,12 +169,12 @@ def score_images(
             except Exception as error:  # one image must not cost the scores of all others
                 if len(rows) == 1:
                     errors[rows[0]] = f"{addresses[rows[0]]}: {' '.join(str(error).split()) or type(error).__name__}"
-    table = pd.DataFrame({"path": list(addresses)})
+    table = pd.DataFrame({"path": list(map(as_text, addresses))})
     table["score"], table["rating"] = values[:, 0], values[:, 1]
     table["out_of_range"] = pd.array(values[:, 2], dtype="Float64").astype("boolean")
     table["distance"] = values[:, 3]
     table["out_of_domain"] = pd.array(values[:, 4], dtype="Float64").astype("boolean")
-    table["error"] = errors
+    table["error"] = list(map(as_text, errors))
     return table
 
 
@@ -245,8 +246,8 @@ def score_pairs(
                     reason = " ".join(str(error).split()) or type(error).__name__
                     errors[rows[0]] = f"{pairs[rows[0]][0]} against {pairs[rows[0]][1]}: {reason}"
         references.done(batch.rows)
-    table = pd.DataFrame({"path": [path for path, _ in pairs], "reference": [reference for _, reference in pairs]})
-    table["distance"], table["error"] = values, errors
+    table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
+    table["distance"], table["error"] = values, list(map(as_text, errors))
     return table
 
 
