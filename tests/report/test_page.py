@@ -235,3 +235,35 @@ def test_the_public_functions(make_run, tmp_path):
     assert ("img", "src", "data:image/png;base64,iVBORw==") in page.attributes
     assert ("img", "alt", "run: <views>") in page.attributes
     assert "report" in cli._USAGE
+
+
+def test_files_damaged_in_any_place_give_a_page_or_a_message(full, tmp_path):
+    """Bytes cut off, overwritten and doubled in every file of two runs and an evaluation."""
+    rng = np.random.default_rng(0)
+    pages, messages = 0, 0
+    for folder in (full[1], full[2], full[3]):
+        for path in sorted(folder.iterdir()):
+            whole = path.read_bytes()
+            for _ in range(12):
+                data = bytearray(whole)
+                place, length = (int(n) for n in rng.integers(0, (len(data), 40)))
+                match rng.integers(4):
+                    case 0:
+                        del data[place:]
+                    case 1:
+                        data[place : place + length] = rng.bytes(length)
+                    case 2:
+                        data[place:place] = data[place : place + length]
+                    case 3:
+                        data[place : place + 1] = rng.choice([b"nan", b"-1e999", b"\n", b'"', b"{", b"\0", b"9" * 400])
+                path.write_bytes(data)
+                try:
+                    report.write(tmp_path / "report.html", report.read([folder]))
+                except ValueError as error:
+                    assert "Expected" in str(error) and ", got " in str(error)
+                    messages += 1
+                else:
+                    Page((tmp_path / "report.html").read_text())
+                    pages += 1
+            path.write_bytes(whole)
+    assert pages > 50 and messages > 5
