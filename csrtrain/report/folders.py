@@ -52,7 +52,7 @@ class Run:
     starts: the later ones. environments: of those whose environment was another.
     curves: by column of `metrics.csv`.
     header: of the newest whole checkpoint.
-    steps, epochs: done.
+    steps, epochs: done. skipped: steps that were not made, see `csrtrain.runs.nonfinite`.
     begun, written: seconds since 1970 of the config and of the last row; 0 where there is none.
     notes: what could not be read.
     """
@@ -67,6 +67,7 @@ class Run:
     header: dict[str, Any]
     steps: int
     epochs: int
+    skipped: int
     environment: dict[str, Any]
     spectrum: pd.DataFrame | None
     scores: pd.DataFrame | None
@@ -166,6 +167,7 @@ def _read_run(folder: Path, name: str) -> Run:
         _dict(stored.get("csrtrain")),
         max(steps, _integer(stored.get("global_step"))),
         max(epochs, _integer(_dict(stored.get(loader)).get("epoch"))),
+        _integer(_dict(_dict(stored.get("callbacks")).get("StopOnNonFinite")).get("skipped")),
         _optional_json(folder / "environment.json", notes),
         _optional_table(folder / "spectrum.csv", notes),
         _optional_table(folder / "scores.csv", notes),
@@ -294,8 +296,15 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"Expected the config of a run in {path}, got a damaged file ({type(error).__name__}). Restore it."
         ) from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"Expected the config of a run in {path}, got {type(tree).__name__}. Name a run directory.")
+    parts = [tree.get(key, {}) for key in ("trainer", "model", "data")] if isinstance(tree, dict) else [tree]
+    for part in parts:
+        if not isinstance(part, dict):
+            kind = type(part).__name__
+            raise ValueError(f"Expected the config of a run in {path}, got {kind}. Name a run directory.")
+    assert isinstance(tree, dict)
+    if not isinstance(callbacks := parts[0].get("callbacks"), list | None):
+        kind = type(callbacks).__name__
+        raise ValueError(f"Expected a list of callbacks in {path}, got {kind}. Name a run directory.")
     return tree
 
 

@@ -165,6 +165,9 @@ def _finiteness(run: Run) -> list[Verdict]:
             found.append(
                 Verdict(kind, f"{name} is not finite {times(len(wrong))}, first at step {curve.steps[wrong[0]]:.0f}.")
             )
+    if run.skipped:
+        text = f"{run.skipped:,} optimiser steps were skipped: their loss or gradient was not finite."
+        found.append(Verdict("warning", text))
     if not found and any(name != "epoch" for name in run.curves):
         found.append(Verdict("good", "All measured values are finite."))
     return found

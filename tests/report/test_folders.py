@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from csrtrain.report import folders
+from csrtrain.report import folders, words
 from csrtrain.report.folders import Evaluation, Run
 from csrtrain.runs.checkpoints import AtomicCheckpointIO
 
@@ -68,12 +68,14 @@ def test_the_checkpoint_tells_the_steps_and_the_data(make_run):
     stored = {
         "global_step": 30,
         "UnlabeledData": {"epoch": 3},
+        "callbacks": {"StopOnNonFinite": {"skipped": 2}},
         "csrtrain": {"data": {"images": 65, "smoke_run": True}, "method": "SimCLR"},
         "state_dict": {"w": torch.zeros(3)},
     }
     AtomicCheckpointIO().save_checkpoint(stored, folder / "checkpoints" / "step-000000030.ckpt")
     run = read(folder)
-    assert (run.steps, run.epochs, run.data["images"]) == (30, 3, 65) and not run.notes
+    assert (run.steps, run.epochs, run.skipped, run.data["images"]) == (30, 3, 2, 65) and not run.notes
+    assert any(verdict.text.startswith("2 optimiser steps were skipped") for verdict in words.verdicts(run, 0))
     (folder / "checkpoints" / "step-000000040.ckpt").write_bytes(b"half")
     run = read(folder)
     assert run.steps == 30 and "damaged" in run.notes[0]
@@ -114,6 +116,8 @@ def test_files_beside_that_are_broken_are_noted(make_run):
         ({"notes.txt": "x", "config.json": "{}"}, "a folder that csrtrain evaluate wrote, got"),
         ({"metrics.csv": "a,b\n1,2\n"}, "another table without config.yaml"),
         ({"config.yaml": "- 1\n- 2\n"}, "config of a run in .*, got list"),
+        ({"config.yaml": "trainer: 3\n"}, "config of a run in .*, got int"),
+        ({"config.yaml": "trainer: {callbacks: 3}\n"}, "Expected a list of callbacks"),
         ({"config.yaml": "a: [1, 2"}, "got a damaged file"),
         ({"config.yaml": "[" * 5000}, "got a damaged file"),
         ({"config.yaml": "!!python/object/apply:os.system ['true']"}, "got a damaged file"),
