@@ -35,7 +35,7 @@ def views(args: list[str], images: int = 6) -> Path:
     cli = _pretraining(args)
     path = _png(cli.config.get("output"))
     data: Any = cli.datamodule
-    path.write_bytes(_views(cli, images, f"{data.title}: {data.modality}, {data.channels} channel(s)"))
+    _views(cli, images, f"{data.title}: {data.modality}, {data.channels} channel(s)", path)
     return path
 
 
@@ -59,10 +59,14 @@ def of_run(config: Path) -> list[tuple[str, bytes]]:
         path.write_text(yaml.safe_dump(kept))
         cli = _pretraining(["-c", str(path)])
     data: Any = cli.datamodule
-    pictures = [("views", _views(cli, 4, f"{data.modality}, {data.channels} channel(s)"))]
+    picture = io.BytesIO()
+    _views(cli, 4, f"{data.modality}, {data.channels} channel(s)", picture)
+    pictures = [("views", picture.getvalue())]
     if type(cli.model).__name__ == "CONTRIQUE":
+        picture = io.BytesIO()
         first = data.sources[int(data.order(0)[0])]
-        pictures.append(("distortions", _distortions(first, data.modality, min(3, data.channels))))
+        _distortions(first, data.modality, min(3, data.channels), picture)
+        pictures.append(("distortions", picture.getvalue()))
     return pictures
 
 
@@ -73,8 +77,8 @@ def _pretraining(args: list[str]) -> TrainingCLI:
     return cli
 
 
-def _views(cli: TrainingCLI, images: int, title: str) -> bytes:
-    """PNG of images as loaded and two views of each, in two epochs."""
+def _views(cli: TrainingCLI, images: int, title: str, file: Path | io.BytesIO) -> None:
+    """Images as loaded and two views of each, in two epochs."""
     data: Any = cli.datamodule
     model: Any = cli.model
     data.setup("preview")
@@ -88,7 +92,7 @@ def _views(cli: TrainingCLI, images: int, title: str) -> bytes:
         columns += [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1), made.view0, made.view1]
         titles += [f"epoch {epoch}, {what}" for what in ("loaded", "view 0", "view 1")]
     rows = [[column[row] for column in columns] for row in range(len(batch.positions))]
-    return _drawn(rows, titles, [""] * len(rows), title)
+    _draw(rows, titles, [""] * len(rows), title, file)
 
 
 def distortions(image: str, modality: Modality, output: str | None, channels: int | None = None) -> Path:
@@ -104,12 +108,12 @@ def distortions(image: str, modality: Modality, output: str | None, channels: in
         Path of the picture.
     """
     path = _png(output)
-    path.write_bytes(_distortions(image, modality, channels))
+    _distortions(image, modality, channels, path)
     return path
 
 
-def _distortions(image: str, modality: Modality, channels: int | None) -> bytes:
-    """PNG of every type at every level on the centre of an image."""
+def _distortions(image: str, modality: Modality, channels: int | None, file: Path | io.BytesIO) -> None:
+    """Every type at every level on the centre of an image."""
     loaded = decode.read(image)
     loaded = decode.to_channels(loaded, channels or min(3, len(loaded)))
     crop = native(loaded, _SIDE, 0.5, 0.5)
@@ -123,7 +127,7 @@ def _distortions(image: str, modality: Modality, channels: int | None) -> bytes:
         values = ", ".join(f"{value:g}" for value in row.values)
         names.append(f"{row.name}\n{row.unit}:\n{values}")
     title = f"Distortions of the bank {modality}, {len(x)} channel(s)"
-    return _drawn(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title)
+    _draw(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title, file)
 
 
 def _png(output: str | None) -> Path:
@@ -135,8 +139,8 @@ def _png(output: str | None) -> Path:
     return path
 
 
-def _drawn(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str) -> bytes:
-    """PNG of a grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows."""
+def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str, file: Path | io.BytesIO) -> None:
+    """A grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows, as PNG."""
     size = (_INCHES * len(titles) + (1.5 if any(names) else 0), _INCHES * len(rows) + 0.6)
     figure, grid = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
     for pictures, axes, name in zip(rows, grid, names, strict=True):
@@ -151,7 +155,5 @@ def _drawn(rows: list[list[Tensor]], titles: list[str], names: list[str], title:
         axis.set_title(text, fontsize=9)
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / size[1], va="top")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))  # 0.3 inches for the title
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
-    return buffer.getvalue()

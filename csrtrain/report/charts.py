@@ -17,7 +17,7 @@ _BUCKETS = 150  # of a curve, which keeps the least and the greatest value of ea
 _DOTTED = 30  # a curve of at most as many points shows them
 _POINTS = 1500  # of a cloud
 _WIDTH, _HEIGHT = 400, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 10, 40
 _LARGEST = 1e30  # what is drawn as larger would overflow
 
 
