@@ -120,6 +120,16 @@ class RunCheckpoint(Checkpoint):
         self._last_step = trainer.global_step
         self._remove_leftovers(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the epoch that is under way.
+
+        Lightning (2.6) leaves out the one that begins at a resume from an epoch's last step; a checkpoint with that
+        count resumes in the wrong epoch, and the run trains too many steps.
+        """
+        progress = trainer.fit_loop.epoch_progress
+        for counted in (progress.total, progress.current):
+            counted.ready = counted.started = counted.processed + 1
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -26,6 +26,20 @@ def test_the_drill_sees_a_lost_position(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("stops", [(3, 5), (2, 4)])
+def test_resumed_from_the_ends_of_two_epochs_it_trains_as_many_steps(fit, interrupt, tmp_path, stops):
+    """Lightning forgets to count the epoch that begins at a resume from the last step of one."""
+    for step in stops:
+        with interrupt(step):
+            fit(tmp_path / "stopped", "--trainer.max_epochs=3", logger=None)
+    for run in ("stopped", "whole"):
+        assert fit(tmp_path / run, "--trainer.max_epochs=3", logger=None) == 0
+    stopped, whole = (resume.read_torch(resume.newest(tmp_path / run)) for run in ("stopped", "whole"))
+    assert stopped["global_step"] == whole["global_step"] == 6
+    assert stopped["loops"]["fit_loop"]["epoch_progress"] == whole["loops"]["fit_loop"]["epoch_progress"]
+    assert resume.equal(stopped["state_dict"], whole["state_dict"])
+
+
 def test_pairwise_covers_every_pair():
     names = list(resume.FACTORS)
     for i, a in enumerate(names):
