@@ -10,10 +10,13 @@ Intensities of grey frames, `window`:
 - `full`: everything that the stored bits can hold; smallest to largest value for float pixel data.
 - (centre, width) in the units of the file (HU for CT).
 
-Nothing of a file but its path, transfer syntax and pixel description ever enters an error message.
+Nothing of a file but its path, the name of its transfer syntax and numbers that describe its pixels ever enters an
+error message: no text, since in a damaged file any text may stand anywhere.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +24,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from csrtrain.data.dicom_pixels import stored_pixels
+from csrtrain.data.dicom_pixels import stored_pixels, without_values
 from csrtrain.data.intensity import (
     Array,
     DecodeError,
@@ -85,6 +88,22 @@ def _require_pixels(dataset: Dataset) -> str:
     raise DecodeError("Expected a DICOM image, got a file without pixel data: cut off or damaged. Use another copy.")
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What pydicom and Python raise becomes a DecodeError, without the values that they quote."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {without_values(str(error))}"[:300]
+        raise DecodeError(
+            f"Expected a whole DICOM image, got data that cannot be decoded ({reason}). Copy the file again or "
+            "remove it."
+        ) from error
+
+
+@_told()
 def frames(path: str) -> int:
     """Number of frames. Reads the header only."""
     dataset = _load_header(path)
@@ -92,6 +111,7 @@ def frames(path: str) -> int:
     return max(1, _integer(dataset, "NumberOfFrames", 1))
 
 
+@_told()
 def decode_dicom(path: str, frame: int, window: Window, max_megapixels: float) -> Array:
     """One frame -> (H,W,1) or (H,W,3): uint8 when its pixels are 8-bit values for display, else float32 in [0,1]."""
     dataset = _load_header(path)

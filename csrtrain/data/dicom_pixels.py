@@ -6,12 +6,14 @@ header before it is decoded, and a JPEG that is not whole is refused, where deco
 """
 
 import os
+import re
 from typing import cast
 
 import imagecodecs
 import numpy as np
 import pydicom
 import simplejpeg
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -24,6 +26,8 @@ from csrtrain.data.raster import jpeg_size
 
 _SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, image and tile size
 _LOSSLESS_JPEG = (pydicom.uid.JPEGLossless, pydicom.uid.JPEGLosslessSV1)
+_STANDARD = re.compile(r"1\.2\.840\.10008(\.\d{1,3})+")
+_ELEMENTS = {name for _, _, name, _, _ in DicomDictionary.values()}
 _KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -41,18 +45,32 @@ def stored_pixels(dataset: Dataset, path: str, frames: int, frame: int) -> Array
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise DecodeError(
-            f"Expected a transfer syntax that can be decoded, got {syntax.name}. Convert it to an uncompressed one."
+            f"Expected a transfer syntax that can be decoded, got {_known(syntax)}. Convert it to an uncompressed one."
         ) from error
     if decoder.is_native:
         _require_bytes(dataset, path, frames)
     try:
         return _decode(dataset, decoder, path, frames, frame)
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = without_values(str(error)).rstrip(".")
         raise DecodeError(
             f"Expected pixel data that decode as {syntax.name}, got: {reason}. Copy the file again, or convert it to "
             "an uncompressed transfer syntax."
         ) from error
+
+
+def without_values(text: str) -> str:
+    """What a library says of a file, with what it quotes left out but for names of DICOM elements.
+
+    In a damaged file anything may stand where a description of the pixels is expected, the name of a patient too.
+    """
+    text = re.sub(r"'([^']*)'|\"([^\"]*)\"", lambda m: m[0] if (m[1] or m[2]) in _ELEMENTS else "'...'", text)
+    return " ".join(text.split())
+
+
+def _known(uid: pydicom.uid.UID) -> str:
+    """Its name in the standard; of another the number, when it is one that the standard could have."""
+    return uid.name if uid.name != uid or _STANDARD.fullmatch(uid) else "an unknown one"
 
 
 def _position(element: DataElement | RawDataElement) -> int:

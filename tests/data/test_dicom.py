@@ -425,3 +425,26 @@ def test_warnings_of_pydicom_do_not_leak():
         assert decode.read(embedded("MR_small_padded.dcm")).shape == (1, 64, 64)
         with pytest.raises(DecodeError, match="Expected a number as NumberOfFrames"):
             decode.read(embedded("badVR.dcm"))
+
+
+@pytest.mark.parametrize(
+    "element, words",
+    [
+        ("TransferSyntaxUID", "a transfer syntax that can be decoded, got an unknown one"),
+        ("PhotometricInterpretation", r"got: Unknown \(0028,0004\) 'Photometric Interpretation' value '...'"),
+        ("RescaleSlope", r"a whole DICOM image, got data that cannot be decoded \(ValueError: .*'...'\)"),
+        ("WindowCenter", r"a whole DICOM image, got data that cannot be decoded \(ValueError: .*'...'\)"),
+    ],
+)
+def test_what_stands_in_a_wrong_place_is_not_repeated(tmp_path, element, words):
+    """In a damaged file the name of a patient may stand where a description of the pixels is expected."""
+    values = {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 4, "WindowWidth": 9}
+    if element in values:
+        values[element] = "77700.15"
+    path = Path(make(tmp_path, np.arange(64, dtype=np.uint16).reshape(8, 8), **values))
+    old = {"TransferSyntaxUID": b"1.2.840.10008.1.2.1", "PhotometricInterpretation": b"MONOCHROME2"}.get(element)
+    old = old or b"77700.15"
+    path.write_bytes(path.read_bytes().replace(old, b"Doe^Jane 4711".ljust(len(old))[: len(old)]))
+    with pytest.raises(DecodeError, match=words) as caught:
+        decode.read(str(path))
+    assert not any(word in str(caught.value) for word in ("Doe", "Jane", "4711"))
