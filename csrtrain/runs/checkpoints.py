@@ -126,7 +126,7 @@ class RunCheckpoint(Checkpoint):
         Lightning (2.6) leaves out the one that begins at a resume from an epoch's last step; a checkpoint with that
         count resumes in the wrong epoch, and the run trains too many steps.
         """
-        progress = trainer.fit_loop.epoch_progress
+        progress: Any = trainer.fit_loop.epoch_progress
         for counted in (progress.total, progress.current):
             counted.ready = counted.started = counted.processed + 1
 
