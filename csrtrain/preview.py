@@ -5,20 +5,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
+from csrtrain import grids
 from csrtrain.augment.bank import DistortionBank
-from csrtrain.augment.distort import LEVELS, rows_for
+from csrtrain.augment.distort import rows_for
 from csrtrain.augment.settings import Modality
 from csrtrain.data import decode
 from csrtrain.data.images import native
 from csrtrain.training_cli import TrainingCLI
 
-_INCHES = 2.2  # per picture, at 100 dpi
 _SIDE = 224  # px of the image that `distortions` shows
 
 
@@ -85,14 +82,8 @@ def _views(cli: TrainingCLI, images: int, title: str, file: Path | io.BytesIO) -
     cli.trainer.datamodule = data  # type: ignore[attr-defined]  # as in a training, for the method's own setup
     model.trainer = cli.trainer
     model.setup("preview")
-    columns, titles = [], []
-    for epoch in range(2):  # loaded anew: the square is another one, and a worker may have distorted it
-        batch = data.first_batch(images, epoch)
-        made = model.on_after_batch_transfer(model.on_before_batch_transfer(batch, 0), 0)
-        columns += [batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1), made.view0, made.view1]
-        titles += [f"epoch {epoch}, {what}" for what in ("loaded", "view 0", "view 1")]
-    rows = [[column[row] for column in columns] for row in range(len(batch.positions))]
-    _draw(rows, titles, [""] * len(rows), title, file)
+    rows, titles = grids.views(model, data, images)
+    _draw(rows, titles, None, title, file)
 
 
 def distortions(image: str, modality: Modality, output: str | None, channels: int | None = None) -> Path:
@@ -116,18 +107,9 @@ def _distortions(image: str, modality: Modality, channels: int | None, file: Pat
     """Every type at every level on the centre of an image."""
     loaded = decode.read(image)
     loaded = decode.to_channels(loaded, channels or min(3, len(loaded)))
-    crop = native(loaded, _SIDE, 0.5, 0.5)
-    x = crop.float() / 255 if crop.dtype == torch.uint8 else crop  # (C,S,S)
-    bank = DistortionBank(rows_for(modality, len(x), jpeg2000=True))
-    levels = np.arange(1, LEVELS + 1, dtype=np.float64)[:, None]
-    rows, names = [], []
-    for t, row in enumerate(bank.rows):
-        drawn = bank.drawn(np.full((LEVELS, 1), t), levels, np.arange(LEVELS, dtype=np.int64)[:, None])
-        rows.append([x, *bank(x.expand(LEVELS, -1, -1, -1), drawn)])
-        values = ", ".join(f"{value:g}" for value in row.values)
-        names.append(f"{row.name}\n{row.unit}:\n{values}")
-    title = f"Distortions of the bank {modality}, {len(x)} channel(s)"
-    _draw(rows, ["pristine", *(f"level {level}" for level in range(1, LEVELS + 1))], names, title, file)
+    bank = DistortionBank(rows_for(modality, len(loaded), jpeg2000=True))
+    rows, titles, names = grids.distortions(native(loaded, _SIDE, 0.5, 0.5), bank)
+    _draw(rows, titles, names, f"Distortions of the bank {modality}, {len(loaded)} channel(s)", file)
 
 
 def _png(output: str | None) -> Path:
@@ -139,21 +121,8 @@ def _png(output: str | None) -> Path:
     return path
 
 
-def _draw(rows: list[list[Tensor]], titles: list[str], names: list[str], title: str, file: Path | io.BytesIO) -> None:
-    """A grid of images (C,H,W) in [0,1] with titles above the columns and names beside the rows, as PNG."""
-    size = (_INCHES * len(titles) + (1.5 if any(names) else 0), _INCHES * len(rows) + 0.6)
-    figure, grid = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
-    for pictures, axes, name in zip(rows, grid, names, strict=True):
-        for picture, axis in zip(pictures, axes, strict=True):
-            pixels = picture.permute(1, 2, 0).numpy()
-            axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_frame_on(False)
-        axes[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-    for axis, text in zip(grid[0], titles, strict=True):
-        axis.set_title(text, fontsize=9)
-    figure.suptitle(title, fontsize=10, y=1 - 0.1 / size[1], va="top")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))  # 0.3 inches for the title
-    figure.savefig(file, format="png", dpi=100)
-    plt.close(figure)
+def _draw(
+    rows: list[list[Tensor]], titles: list[str], names: list[str] | None, title: str, file: Path | io.BytesIO
+) -> None:
+    """A grid as PNG, see `csrtrain.grids.draw`."""
+    grids.draw(rows, titles, names, title).savefig(file, format="png", dpi=100)

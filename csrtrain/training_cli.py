@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.files import shown
 from csrtrain.models.weights import read_torch
 from csrtrain.quality import Head
 from csrtrain.runs import checkpoints, directory, signals
-from csrtrain.runs.loggers import CsvLogger
+from csrtrain.runs.loggers import CsvLogger, Wandb, require
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
 from csrtrain.runs.nonfinite import StopOnNonFinite
+from csrtrain.runs.publish import Publisher
 
 _DESCRIPTIONS = {
     "fit": "Train; the same command again goes on where the run stands. "
@@ -115,16 +118,18 @@ class TrainingCLI(LightningCLI):
         options = self._options()
         run_dir = Path(options.trainer.default_root_dir or f"runs/{self._config_name()}")
         options.trainer.default_root_dir = str(run_dir)
-        self._bind_loggers(options.trainer.logger, str(run_dir))
         if self.subcommand == "fit":
+            self._bind_loggers(options.trainer.logger, str(run_dir))
             self._prepare_run(run_dir)
-        elif self.subcommand:
+            return
+        options.trainer.logger = False  # a run's log is what its training says
+        if self.subcommand:
             given = options.get("ckpt_path")
             self._resume = Path(given) if given else checkpoints.newest(run_dir)
             if self._resume is None:
                 raise ValueError(f"Expected a run with a checkpoint, got {run_dir} without one. Train it first.")
-        else:  # preview needs neither
-            options.trainer.logger, options.trainer.callbacks = False, None
+        else:  # preview needs none
+            options.trainer.callbacks = None
 
     def _config_name(self) -> str:
         paths = self._options().get("config") or []
@@ -134,10 +139,15 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def _bind_loggers(loggers: Any, run_dir: str) -> None:
-        """Tell the wandb logger where the run lives."""
+        """Tell wandb and TensorBoard where the run lives."""
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if getattr(logger, "class_path", "") == "csrtrain.runs.loggers.Wandb":
+            name = getattr(logger, "class_path", "")
+            if name == "csrtrain.runs.loggers.Wandb":
                 logger.init_args.run_dir = run_dir
+            elif name.startswith("lightning.") and name.endswith(".TensorBoardLogger"):
+                if find_spec("tensorboardX") is None:
+                    require("tensorboard", name, "csrtrain[tensorboard]")
+                logger.init_args.save_dir, logger.init_args.name, logger.init_args.version = run_dir, "tensorboard", ""
 
     def _prepare_run(self, run_dir: Path) -> None:
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -214,8 +224,8 @@ class TrainingCLI(LightningCLI):
         else:
             if not any(isinstance(callback, StopOnNonFinite) for callback in callbacks):
                 callbacks.insert(0, StopOnNonFinite())  # before what measures a step
-            callbacks += [RepresentationMonitor(), LabelProbe(), Narrator(run_dir, not interactive)]
-        config["callbacks"] = [*callbacks, *_as_list(self._keep)]
+            callbacks += [RepresentationMonitor(run_dir), LabelProbe(), Narrator(run_dir, not interactive)]
+        config["callbacks"] = [*callbacks, *_as_list(self._keep), Publisher()]
         if self.subcommand == "fit":
             config["callbacks"].append(signals.StopOnSignal())
         trainer = Trainer(**config)
@@ -233,6 +243,7 @@ class TrainingCLI(LightningCLI):
             # Ranks that srun or torchrun started see other files than the first one while it moves or passes over some.
             self.trainer.strategy.setup_environment()
             self._resume = self.trainer.strategy.broadcast(self._resume)
+        step = 0
         if self._resume is not None:
             stored = read_torch(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
@@ -246,9 +257,11 @@ class TrainingCLI(LightningCLI):
                     "anew with --fresh."
                 )
                 return
-            for logger in self.trainer.loggers:
-                if isinstance(logger, CsvLogger):
-                    logger.resume_from(step)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CsvLogger | Wandb):
+                logger.resume_from(step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger._kwargs["purge_step"] = step  # hides what an earlier start logged beyond its checkpoint
         try:
             self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
         except RuntimeError as error:

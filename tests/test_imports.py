@@ -14,7 +14,7 @@ ROWS = [
     ["cli"],
     ["report", "evaluate"],
     ["pretrain", "quality", "runs", "score", "controls", "onnx", "__init__"],
-    ["bundle"],
+    ["bundle", "grids"],
     ["data", "augment", "models", "losses", "metrics"],
     ["batches", "draws", "distributed", "files", "precision"],
 ]

@@ -28,15 +28,21 @@ def effective_rank(z: Tensor) -> Tensor:
 
     RankMe (Garrido et al., arXiv 2210.02885). Taken of L2-normalised projections, not centred.
     """
-    return _effective_rank(F.normalize(z.double(), dim=1).T @ F.normalize(z.double(), dim=1))
+    unit = F.normalize(z.double(), dim=1)
+    return _effective_rank(_singular_shares(unit.T @ unit))
 
 
-def _effective_rank(second_moment: Tensor) -> Tensor:
+def _singular_shares(second_moment: Tensor) -> Tensor:
+    """(d,) singular values of what gave (d,d) `second_moment`, largest first, as shares of their sum; NaN with it."""
     if not bool(torch.isfinite(second_moment).all()):
-        return second_moment.new_tensor(torch.nan)
-    singular = torch.linalg.eigvalsh(second_moment).clamp_min(0).sqrt()
-    p = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
-    return torch.exp(-(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum())
+        return second_moment.new_full((len(second_moment),), torch.nan)
+    singular = torch.linalg.eigvalsh(second_moment).clamp_min(0).sqrt().flip(0)
+    shares: Tensor = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    return shares
+
+
+def _effective_rank(shares: Tensor) -> Tensor:
+    return torch.exp(-(shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum())
 
 
 def alignment(z0: Tensor, z1: Tensor) -> Tensor:
@@ -57,9 +63,14 @@ class RepresentationStatistics(Metric):
 
     Args:
         dim: dimension d of the projections.
+
+    Attributes:
+        singular_shares: (d,) of the last `compute`: the singular values of the projections of both views, largest
+            first, as shares of their sum. The effective rank is exp of their entropy.
     """
 
     full_state_update = False
+    singular_shares: Tensor
     second_moment: Tensor
     total: Tensor
     distance: Tensor
@@ -88,10 +99,11 @@ class RepresentationStatistics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """embedding_std, effective_rank, alignment, uniformity."""
         n = 2 * self.rows
+        self.singular_shares = _singular_shares(self.second_moment)
         variance = self.second_moment.diagonal() / n - (self.total / n).square()
         return {
             "embedding_std": variance.clamp_min(0).sqrt().mean() * len(self.total) ** 0.5,
-            "effective_rank": _effective_rank(self.second_moment),
+            "effective_rank": _effective_rank(self.singular_shares),
             "alignment": self.distance / self.rows,
             "uniformity": (self.potential / self.pairs).log(),
         }

@@ -1,5 +1,6 @@
 """What is watched while a backbone is pretrained, and what is said about it."""
 
+import csv
 import math
 import time
 from pathlib import Path
@@ -13,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from csrtrain.batches import LabelledBatch
+from csrtrain.bundle import write_atomically
 from csrtrain.distributed import world_size
 from csrtrain.metrics.representation import RepresentationStatistics, knn_accuracy, knn_srcc
-from csrtrain.runs import directory
+from csrtrain.runs import directory, environment
+from csrtrain.runs.loggers import Wandb
 
 COLLAPSED_STD = 0.1  # embedding standard deviation, 1 = spread evenly over the sphere; our choice
 COLLAPSED_RANK = 2.0  # effective rank of the projections; our choice
@@ -40,7 +43,10 @@ def describe_collapse(statistics: dict[str, float]) -> str | None:
 
 
 class KeepConfig(Callback):
-    """Keep the resolved config once training really starts, so that a mistyped path does not bind the run to itself."""
+    """Keep the resolved config and `environment.json`, see `csrtrain.runs.environment`, once training really starts.
+
+    Not before, so that a mistyped path does not bind the run to itself.
+    """
 
     def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
         self.run_dir = run_dir
@@ -49,19 +55,41 @@ class KeepConfig(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory.keep_config(self.run_dir, self.config)
+        described = environment.describe(trainer)
+        environment.keep(self.run_dir, described)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.log_hyperparams({**self.config, "environment": described, "images": data.describe()})
 
 
 class RepresentationMonitor(Callback):
     """Mean loss, embedding standard deviation, effective rank, alignment and uniformity, per epoch, without labels.
 
     The values are of this start's part of the epoch when a run is resumed within it.
+
+    With a run directory it holds `spectrum.csv` too, a row per epoch: `step` as in `metrics.csv`, then `share_1` to
+    `share_d`, the singular values of the projections of both views, largest first, as shares of their sum. The
+    effective rank is exp of their entropy; a share near 1 is a collapse. Rows that a resumed run writes again are
+    dropped at its start.
+
+    Args:
+        run_dir: the run directory; without, there is no file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: str | None = None) -> None:
+        self.spectrum = None if run_dir is None else Path(run_dir, "spectrum.csv")
         self.loss: Tensor | None = None
         self.batches = 0
         self.statistics: RepresentationStatistics | None = None
         self.last: dict[str, float] = {}
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.spectrum is not None and self.spectrum.exists():
+            lines = [line for line in self.spectrum.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in lines[1:] if int(line.partition(",")[0]) < trainer.global_step]
+            write_atomically(self.spectrum, "".join([*lines[:1], *kept]).encode())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,6 +107,8 @@ class RepresentationMonitor(Callback):
         if self.statistics is None:
             return
         self.last = {name: float(value) for name, value in self.statistics.compute().items()}
+        shares = [float(f"{share:.6g}") for share in self.statistics.singular_shares.tolist()]
+        self._keep_spectrum(trainer, shares)
         if self.loss is not None:
             pl_module.log("train/epoch_loss", self.loss / self.batches, sync_dist=True)
         self.statistics.reset()
@@ -86,6 +116,20 @@ class RepresentationMonitor(Callback):
         pl_module.log_dict({f"train/{name}": value for name, value in self.last.items()})
         if sentence := describe_collapse(self.last):
             rank_zero_warn(sentence)
+
+    @rank_zero_only
+    def _keep_spectrum(self, trainer: Trainer, shares: list[float]) -> None:
+        step = trainer.global_step - 1  # Lightning counts the epoch's row of metrics.csv so
+        if self.spectrum is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            is_new = not self.spectrum.exists() or not self.spectrum.stat().st_size
+            with self.spectrum.open("a", newline="") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                if is_new:
+                    rows.writerow(["step", *(f"share_{i + 1}" for i in range(len(shares)))])
+                rows.writerow([step, *shares])
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.log_spectrum(shares, step)
 
 
 class LabelProbe(Callback):

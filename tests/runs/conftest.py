@@ -1,6 +1,8 @@
 """Small images, `csrtrain fit` in this process, and what wandb holds of it, read by wandb's own reader."""
 
 import csv
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ def images(tmp_path):
 @pytest.fixture
 def arguments(images, tmp_path, monkeypatch):
     """What `csrtrain fit` takes to train on the images in a run directory; wandb finds no key."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_SERVICE"):  # the second: wandb's process of this one
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -121,3 +124,11 @@ def rows():
             return list(csv.DictReader(file))
 
     return read
+
+
+@pytest.fixture
+def documented():
+    """Every name in the table of docs/wandb.md."""
+    text = (Path(__file__).parents[2] / "docs" / "wandb.md").read_text()
+    cells = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
