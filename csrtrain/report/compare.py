@@ -53,7 +53,8 @@ def best(runs: Sequence[Run], measure: str) -> set[int]:
     """Numbers of the runs with the best last value of a measure; none where values do not compare.
 
     Values compare where the measure has a direction and what it was measured on is the same: the labels of a probe, or
-    the ratings of a head by their digest. A loss has no direction between runs: it depends on temperature and batch.
+    the ratings of a head by their digest. Of runs that differ in their seed alone none is marked: that would be luck. A
+    loss has no direction between runs: it depends on temperature and batch.
     """
     name = measure.rpartition("/")[2]
     judged_heads = measure.partition("/")[0] in SPLITS and name in ("srcc", "krcc", "plcc", "rmse", "two_afc")
@@ -61,7 +62,7 @@ def best(runs: Sequence[Run], measure: str) -> set[int]:
         return set()
     values = np.array([last(run.curves.get(measure)) for run in runs])
     there = [k for k, value in enumerate(values) if math.isfinite(value)]
-    if len(there) < 2:
+    if len(seed_groups([runs[k] for k in there])) < 2:
         return set()
     if judged_heads:
         bases = {str(runs[k].data.get("digest") or k) for k in there}

@@ -138,7 +138,11 @@ def _final_values(shown: Sequence[Shown], groups: Sequence[Sequence[int]]) -> Ma
         rows.append([measure, *(marks[k] if k in winners else text for k, text in enumerate(values))])
     what = "Heads" if runs[0].is_head else "Pretraining"
     parts = [table(f"{what}: last value of each measure", ["measure", *(one.label for one in shown)], rows)]
-    said = "Best is marked where values compare: agreement with the same ratings or labels." if marked else ""
+    said = (
+        "Best is marked where values compare: agreement with the same ratings or labels, of different configs."
+        if marked
+        else ""
+    )
     if "train/loss" in found:
         said += " A loss compares only runs of one method, temperature and batch, and is not marked."
     parts.append(tag("p", {"class": "quiet"}, said) if said else Markup())

@@ -26,6 +26,7 @@ def environment(shown: Sequence[Shown], hidden: Hidden) -> Markup:
     def rows(wanted: Sequence[str]) -> list[list[object]]:
         return [[key.removeprefix("packages."), *(_plain(column.get(key)) for column in columns)] for key in wanted]
 
+    keys = [key for key in keys if any(_plain(column.get(key)) for column in columns)]
     missing = [one.label for one in shown if not one.run.environment]
     hardware = [key for key in keys if key and not key.startswith("packages.") and key != "packages"]
     packages = [key for key in keys if key.startswith("packages.")]

@@ -135,7 +135,7 @@ def _completeness(run: Run, now: float) -> Verdict:
     else:
         steps, epochs = _most_steps(run), _most_epochs(run.newest_config)
         done = (steps is not None and run.steps >= steps) or (epochs is not None and run.epochs >= epochs)
-        what = f"Complete: {run.steps:,} steps, {run.epochs} epochs."
+        what = f"Complete: {run.steps:,} steps, {run.epochs} epoch{'s' if run.epochs != 1 else ''}."
         of = f" of {steps:,} steps" if steps else f" of {epochs} epochs" if epochs else ""
         at = f"{run.steps:,} steps" if steps or not of else f"{run.epochs}"
         open_ = f"Not complete: {at}{of}"

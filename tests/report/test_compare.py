@@ -32,15 +32,23 @@ def test_mean_and_spread_as_the_library_has_them():
     assert compare.mean_and_spread([np.nan]) == ""
 
 
+def configured(folder, old, new):
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new))
+
+
 def test_the_best_is_marked_where_values_compare(make_run):
     text = "step,train/loss,val/knn_srcc\n0,1.0,0.1\n9,{},{}\n"
     a, b, c = (make_run(n, metrics=text.format(x, y)) for n, x, y in (("a", 1, 0.5), ("b", 2, 0.7), ("c", 3, 0.7)))
+    assert compare.best(runs(a, b), "val/knn_srcc") == set()  # of one config
+    for folder, temperature in ((b, 0.2), (c, 0.3)):
+        configured(folder, "temperature: 0.1", f"temperature: {temperature}")
     assert compare.best(runs(a, b, c), "val/knn_srcc") == {1, 2}
     assert compare.best(runs(a, b, c), "train/loss") == set()
     assert compare.best(runs(b, c), "val/knn_srcc") == set()  # all alike
     assert compare.best(runs(a), "val/knn_srcc") == set()
-    config = (c / "config.yaml").read_text()
-    (c / "config.yaml").write_text(config.replace("labels: null", "labels: other.csv"))
+    configured(c, "labels: null", "labels: other.csv")
     assert compare.best(runs(a, b, c), "val/knn_srcc") == set()
 
 
@@ -48,6 +56,7 @@ def test_the_best_is_marked_where_values_compare(make_run):
 def test_heads_compare_on_the_same_ratings(make_run, measure, winner):
     def head(name, value, digest):
         folder = make_run(name, metrics=f"step,{measure}\n3,{value}\n")
+        configured(folder, "resnet18", f"resnet_{name}")
         (folder / "checkpoints").mkdir()
         header = {"training": {"data": {"digest": digest}}, "w": torch.zeros(1)}
         AtomicCheckpointIO().save_checkpoint({"csrtrain": header}, folder / "checkpoints" / "step-000000001.ckpt")

@@ -213,7 +213,7 @@ def test_a_real_run_with_and_without_its_images(images, tmp_path, capsys, config
     arguments = [*SMALL, f"--data.load_size={size}", f"--data.root={images}", f"--data.cache_dir={tmp_path / 'cache'}"]
     assert main(["fit", "-c", config, *arguments, f"--trainer.default_root_dir={run}"]) == 0
     page = made(tmp_path, run)
-    assert "Complete: 2 steps, 1 epochs." in page.text and "16 images" in page.text and "img" not in page.tags
+    assert "Complete: 2 steps, 1 epoch." in page.text and "16 images" in page.text and "img" not in page.tags
     assert "smith" not in (tmp_path / "report.html").read_text()
     before = sorted(run.rglob("*"))
     page = made(tmp_path, run, options=["--images"])
