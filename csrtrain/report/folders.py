@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from csrtrain.models.weights import read_torch
 from csrtrain.runs import checkpoints
 
-_MOST_BYTES = {".yaml": 2**22, ".json": 2**26, ".csv": 2**28}
+_MOST_BYTES = {".yaml": 2**22, ".json": 2**26, ".csv": 2**27}
 _MOST_KEYS = 10_000  # of a config, so that one of aliases of aliases does not grow without end
 _START = re.compile(r"\w+\.resume-(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)\S*\.(yaml|json)")
 
