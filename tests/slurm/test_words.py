@@ -63,6 +63,7 @@ def test_a_staged_folder_is_read_from_the_disk_of_the_node(stand_in, tmp_path):
     said = (made.folder / "said-st-0").read_text()
     assert said.startswith(f"0/1|1|fit|-c|--data.root={copy}|{copy}/a|imagesque|--trainer.default"), made.log()
     assert (made.folder / "said-content").read_text() == "pixels"
+    assert copy.parent.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
