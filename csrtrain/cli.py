@@ -68,6 +68,8 @@ def _resolve_configs(args: list[str]) -> list[str]:
             resolved[i + 1] = str(config_path(resolved[i + 1]))
         elif arg.startswith("--config="):
             resolved[i] = f"--config={config_path(arg.removeprefix('--config='))}"
+        elif arg.startswith("-c") and len(arg) > 2:
+            resolved[i] = f"-c{config_path(arg[2:])}"
     return resolved
 
 

@@ -57,4 +57,4 @@ def shown(text: object) -> str:
     short = whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}..."
     if short.isprintable():
         return short
-    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in short)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)

@@ -9,7 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
+from csrtrain import bundle
 from csrtrain.cli import config_path, main
+from csrtrain.models.backbone import Backbone
 
 SMALL = [
     "--model.backbone=test_resnet",
@@ -326,6 +328,51 @@ def test_wrong_use(arguments, code, word, capsys, tmp_path, monkeypatch):
 def test_a_wrong_value_is_refused_in_one_line(fit, capsys, argument, line):
     assert fit(argument) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_checkpoint_of_another_model_or_program_is_refused(fit, tmp_path, capsys):
+    assert fit() == 0
+    (checkpoint,) = sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))[-1:]
+    other = [f"--ckpt_path={checkpoint}", "--trainer.max_epochs=9"]
+    capsys.readouterr()
+    assert fit(*other, "--model.backbone=test_vit", f"--trainer.default_root_dir={tmp_path / 'other'}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Expected a checkpoint of the model that the config names, got another in")
+    assert str(checkpoint) in error and len(error) < 1000
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({"state_dict": content["state_dict"], "hyper_parameters": {"_instantiator": "os.system"}}, checkpoint)
+    assert fit(*other, f"--trainer.default_root_dir={tmp_path / 'foreign'}") == 2
+    assert "Expected a checkpoint of csrtrain fit, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["check-data", "score", "features", "evaluate"])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("pipe.csv", "pipe.csv"),
+        ("zeros.csv", "zeros.csv"),
+        ("utf16.csv", "utf16.csv"),
+        ("https://127.0.0.1:9/a.csv", "https://127.0.0.1:9/a.csv"),
+    ],
+)
+def test_hostile_tables_are_refused_in_one_sentence(verb, name, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.csv")
+    os.symlink("/dev/zero", "zeros.csv")
+    (tmp_path / "utf16.csv").write_bytes("path,mos\na.png,1\n".encode("utf-16"))
+    backbone = Backbone("test_resnet", 1)
+    bundle.save("b.safetensors", backbone, bundle.header_for(backbone))
+    bundle.export_distance("b.safetensors", "d.safetensors")
+    arguments = {
+        "check-data": [name, "--column", "path"],
+        "score": ["d.safetensors", name, "--reference", "b.safetensors", "-o", "s.csv"],
+        "features": ["b.safetensors", name, "-o", "f.npz"],
+        "evaluate": ["d.safetensors", "--manifest", name, "-o", "results"],
+    }[verb]
+    workers = ["--workers", "0"]
+    assert main([verb, *arguments, *workers]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected") and words in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -64,6 +64,7 @@ def test_a_config_that_is_no_file_is_neither_waited_for_nor_read(tmp_path, capsy
         ("https://example.com/a.yaml", "Nothing is fetched from a network"),
         ("a\0b.yaml", "does not exist"),
     ):
-        assert main(["fit", "-c", name]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: Expected a") and words in error and len(error) < 1000
+        for arguments in (["-c", name], [f"-c{name}"], [f"--config={name}"]):
+            assert main(["fit", *arguments]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: Expected a") and words in error and len(error) < 1000

@@ -1,3 +1,4 @@
+import os
 import re
 
 import nibabel
@@ -314,3 +315,11 @@ def test_a_tampered_header_is_refused(folder, metric, key, change):
     bundle.save(folder / "x.safetensors", metric, headers.MetricHeader(**described))
     with pytest.raises(ValueError, match="x.safetensors"):
         bundle.load(folder / "x.safetensors")
+
+
+def test_names_that_are_no_utf8_are_listed_readably(folder, metric, capsys):
+    (folder / "images" / "0.png").rename(os.fsdecode(os.fsencode(folder / "images") + b"/\xff.png"))
+    (folder / "images" / "self.png").symlink_to("self.png")
+    assert run_score(folder, folder / "images") == 1
+    assert "self.png" in capsys.readouterr().err
+    assert "images/\\xff.png" in (folder / "s.csv").read_text()

@@ -31,14 +31,15 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
         ValueError: it is no CSV file, a column is missing, or a cell of them is empty.
     """
     names, lines = stream_rows(path, limit(MOST_ROWS))
-    for column in (label_column, group_column):
-        if column is not None and column not in names:
-            raise ValueError(
-                f"Expected column {column!r} in {path}, got {shown(', '.join(names)) or 'an empty file'}. "
-                "Set data.label_column or data.group_column."
-            )
-    places = [names.index(column) for column in (label_column, group_column) if column is not None]
-    rows = [[cells[place] for place in places] for _, cells in lines]
+    with lines:
+        for column in (label_column, group_column):
+            if column is not None and column not in names:
+                raise ValueError(
+                    f"Expected column {column!r} in {path}, got {shown(', '.join(names)) or 'an empty file'}. "
+                    "Set data.label_column or data.group_column."
+                )
+        places = [names.index(column) for column in (label_column, group_column) if column is not None]
+        rows = [[cells[place] for place in places] for _, cells in lines]
     blank = [i + 1 for i, row in enumerate(rows) if not all(row)]
     if blank or not rows:
         raise ValueError(f"Expected a label and a group in every row of {path}, got none in rows {blank[:5]}. Fill in.")

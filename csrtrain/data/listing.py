@@ -107,17 +107,18 @@ def _read_list(root: str) -> list[str]:
 
 def _read_column(root: str, column: str | None) -> list[str]:
     names, lines = stream_rows(root, limit(MOST_PATHS), "surrogateescape")
-    if column not in names:
-        got = "no column name" if column is None else f"{column!r}"
-        raise ValueError(
-            f"Expected one of the columns {shown(', '.join(names))} of {root}, got {got}. Name one (data.column, "
-            "--column)."
-        )
-    place, entries, blank = names.index(column), [], []
-    for line, cells in lines:
-        entries.append(cells[place])
-        if not cells[place]:
-            blank.append(line)
+    with lines:
+        if column not in names:
+            got = "no column name" if column is None else f"{column!r}"
+            raise ValueError(
+                f"Expected one of the columns {shown(', '.join(names))} of {root}, got {got}. Name one (data.column, "
+                "--column)."
+            )
+        place, entries, blank = names.index(column), [], []
+        for line, cells in lines:
+            entries.append(cells[place])
+            if not cells[place]:
+                blank.append(line)
     if blank:
         raise ValueError(
             f"Expected a path in each cell of {column!r} in {root}, got none in line {_some(blank)}. Fill it."

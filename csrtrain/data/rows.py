@@ -39,7 +39,8 @@ def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         ValueError: it is no CSV file in UTF-8, has no rows, two columns of one name, or more than the limits allow.
     """
     names, lines = stream_rows(path, limit(MOST_ROWS))
-    rows = [(line, dict(zip(names, cells, strict=True))) for line, cells in lines]
+    with lines:
+        rows = [(line, dict(zip(names, cells, strict=True))) for line, cells in lines]
     if not rows:
         raise ValueError(f"Expected rows of images in {path}, got none. Write one per image.")
     return names, rows
@@ -98,6 +99,12 @@ class Lines(Iterator[tuple[int, list[str]]]):
                 return self._reader.line_num, found
         self.close()
         raise StopIteration
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop reading."""

@@ -73,6 +73,13 @@ def test_links_are_followed_once(tmp_path):
     assert relative(build_index(str(tmp_path)), tmp_path) == ["real/a.png"]
 
 
+def test_pipes_and_loops_of_links_in_a_folder_are_neither_waited_for_nor_followed(tmp_path):
+    image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "scan")  # without an extension: is it DICOM?
+    (tmp_path / "self").symlink_to("self")
+    assert relative(build_index(str(tmp_path)), tmp_path) == ["a.png"]
+
+
 def test_names_that_are_not_utf8(tmp_path):
     path = os.fsencode(image(tmp_path / "a.png").parent) + b"/\xff\xfe.png"
     os.rename(tmp_path / "a.png", path)
@@ -265,6 +272,34 @@ def test_csv_column(tmp_path):
     path.write_text("image,mos\na.png,3\n,4\n  ,5\n")
     with pytest.raises(ValueError, match="Expected a path in each cell of 'image' in .*, got none in line 3, 4"):
         build_index(str(path), column="image")
+
+
+def test_hostile_lists(tmp_path, monkeypatch):
+    image(tmp_path / "a.png")
+    path = tmp_path / "images.txt"
+    path.write_text("a.png\nhttps://example.com/b.png\n")
+    with pytest.raises(ValueError, match="images.txt, got 1 addresses: https://example.com/b.png. Nothing is fetched"):
+        build_index(str(path))
+    path.write_text("a.png\n" + "x" * 10**6 + "\n")
+    with pytest.raises(FileNotFoundError, match=r"images.txt, got 1 that do not exist: .*x\.\.\.\.") as caught:
+        build_index(str(path))
+    assert len(str(caught.value)) < 1000
+    path.write_text("x" * 2**20)
+    with pytest.raises(ValueError, match="lines of less than 1048576 characters in .*images.txt, got a longer line 1"):
+        build_index(str(path))
+    monkeypatch.setenv("CSRTRAIN_MAX_ROWS", "2")
+    path.write_text("a.png\n" * 3)
+    with pytest.raises(ValueError, match="at most 2 paths in .*images.txt, got more.*CSRTRAIN_MAX_ROWS"):
+        build_index(str(path))
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, words in (
+        (str(tmp_path / "pipe.txt"), "a device, pipe or socket for .*pipe.txt"),
+        ("/dev/zero", "a device, pipe or socket for /dev/zero"),
+        ("https://example.com/images.txt", "Nothing is fetched from a network"),
+        ("a\0b.txt", "embedded null byte"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build_index(name)
 
 
 def test_nothing_to_index(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csrtrain.data.manifest import inspect_manifest, is_manifest, read_manifest
+from csrtrain.data.manifest import inspect_manifest, is_manifest, numbered, read_manifest
 
 
 @pytest.fixture
@@ -99,3 +99,37 @@ def test_other_files(tmp_path, write):
     (tmp_path / "latin.csv").write_bytes("path,mos\nbää.png,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="Expected a CSV file in UTF-8, got .*latin.csv"):
         read_manifest(str(tmp_path / "latin.csv"))
+
+
+@pytest.mark.parametrize(
+    "cell, words",
+    [
+        ("a\0b.png", r"no file a\\x00b.png"),
+        ("~\0", r"no file ~\\x00"),
+        ("https://example.com/a.png", "https://example.com/a.png is an address, and nothing is fetched from a network"),
+        ("\x1b[2Jx.png", r"no file \\x1b\[2Jx.png"),
+        ("/dev/zero", "no file /dev/zero"),
+        (".", r"no file \."),
+        ("x" * 5000, "no file x{200}"),
+    ],
+)
+def test_paths_that_are_none(write, cell, words):
+    manifest, problems = inspect_manifest(write(f"path,mos,reference\na.png,1,b.png\n{cell},2,{cell}\n"))
+    assert [problem.line for problem in problems] == [3, 3] and len(manifest) == 2
+    with pytest.raises(ValueError, match=f"ratings.csv, got 2 faults: line 3: {words}"):
+        read_manifest(write(f"path,mos,reference\na.png,1,b.png\n{cell},2,{cell}\n"))
+
+
+def test_long_names_do_not_make_wide_arrays(write):
+    long = "g" * 100_000
+    with pytest.raises(ValueError, match="line 3: group has 100000 characters; line 3: type has 100000 characters"):
+        read_manifest(write(f"path,mos,group,type\na.png,1,x,y\nb.png,2,{long},{long}\n"))
+    names = ["b", "a", "b", long]
+    np.testing.assert_array_equal(numbered(names), np.unique(names, return_inverse=True)[1])
+
+
+def test_rows_of_one_file_are_one_group_however_it_is_named(write, tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    text = f"path,mos\na.png,1\nlink.png,2\nfolder/a.png,3\n{tmp_path}/./a.png,4\nb.png,5\n"
+    assert read_manifest(write(text)).groups.tolist() == [0, 0, 0, 0, 1]
