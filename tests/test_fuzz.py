@@ -29,7 +29,7 @@ def test_hostile_files_are_read_soundly_or_refused_by_name():
     ],
 )
 def test_the_drill_finds_faults(reader, fault, monkeypatch):
-    monkeypatch.setattr(fuzz, "_SECONDS", 2.0)
+    monkeypatch.setattr(fuzz, "_HANG", 2.0)
     monkeypatch.setattr(fuzz, "READERS", dict.fromkeys(fuzz.READERS, reader))
     monkeypatch.setattr(fuzz, "changed_bytes", lambda rng, content: (content, "none"))
     (outcome,) = fuzz.drill(1, seed=4, workers=1)
