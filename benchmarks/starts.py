@@ -4,7 +4,9 @@ A start by the command line spends most of its time on imports. A forked one run
 same arguments, its ranks find each other as under torchrun, and it ends as a process does: exit hooks and exit code.
 """
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,8 +170,22 @@ def main() -> None:
     import csrtrain.training_cli  # noqa: F401
     from csrtrain.cli import main as csrtrain_main
 
-    if (arguments := _serve()) is not None:
-        sys.exit(csrtrain_main(arguments))
+    gc.collect()
+    gc.freeze()  # the forked processes share these pages
+    if (arguments := _serve()) is None:
+        return
+    try:
+        code = csrtrain_main(arguments)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As an interpreter ends, but for freeing all that was imported object by object, which takes seconds.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

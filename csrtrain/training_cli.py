@@ -1,6 +1,7 @@
 """LightningCLI for csrtrain: safe configs, a run directory that resumes by the same command."""
 
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -37,11 +39,9 @@ _DESCRIPTIONS = {
     "predict": "Predict with a checkpoint; pretraining has no prediction. Example: csrtrain predict -c CONFIG",
 }
 _RESUME = "CSRTRAIN_RESUME"  # the first rank tells the ranks it starts where to resume
-# What gloo and NCCL say when another rank has gone.
+# What gloo, NCCL and the store say when another rank has gone.
 _PEER_LOST = re.compile(
-    r"connection (was )?(closed|reset)|broken pipe|timed out|remote process exited|read error|write error"
-    r"|connect(ion)? (refused|timeout)|failed to connect|socket|unhandled system error|ProcessGroup",
-    re.IGNORECASE,
+    r"gloo|NCCL|connection (was )?(closed|reset)|broken pipe|timed out|failed to (send|recv)", re.IGNORECASE
 )
 
 
@@ -83,11 +83,16 @@ class TrainingCLI(LightningCLI):
             )
         except signals.Stopped as stopped:  # the process ends, and a further signal must not disturb it
             handlers = {}
-            first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                signals.leave(stopped)
             # Lightning takes another code of the ranks that it started for a failure, and kills the first one.
-            raise SystemExit(0 if self._told else signals.leave(stopped, first)) from None
+            raise SystemExit(0 if self._told else signals.TERMINATED) from None
         finally:  # everything, the training too, happens in there
             signals.restore(handlers)
+            for (
+                child
+            ) in multiprocessing.active_children():  # a loader process that does not leave, and outlasts SIGTERM
+                child.kill()
             if self._lock is not None:
                 self._lock.close()
 
@@ -264,20 +269,15 @@ class TrainingCLI(LightningCLI):
                 logger._kwargs["purge_step"] = step  # hides what an earlier start logged beyond its checkpoint
         try:
             self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             if self._resume is not None and "Error(s) in loading state_dict" in str(error):
                 raise ValueError(
                     f"Expected a checkpoint of the model that the config names, got another in {self._resume}: "
                     f"{shown(' '.join(str(error).split()))}. Name another."
                 ) from None
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            if self.trainer.world_size == 1 or not _PEER_LOST.search(reason):
+            if (lost := _lost_process(error, self.trainer.world_size)) is None:
                 raise
-            raise RuntimeError(
-                f"Expected all {self.trainer.world_size} ranks to go on, got a lost connection ({reason[:200]}): "
-                "another rank has ended or does not answer; if it said why, that is above. The same command goes on "
-                "from the newest checkpoint."
-            ) from error
+            raise lost from None
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Measure a checkpoint on the labelled images."""
@@ -288,6 +288,21 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._resume, "weights_only": True}
+
+
+def _lost_process(error: Exception, ranks: int) -> RuntimeError | None:
+    """What to say when a rank or a loader process has gone, in place of what PyTorch says; None for another error."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if "DataLoader worker" in reason or isinstance(error, ConnectionError | EOFError):
+        what, why = "loader process", "it is often killed for want of memory: then lower data.workers"
+    elif ranks > 1 and (isinstance(error, torch.distributed.DistError) or _PEER_LOST.search(reason)):
+        what, why = "rank", "if it said why, that is above"
+    else:
+        return None
+    return RuntimeError(
+        f"Expected every {what} to go on, got a lost one ({reason}); {why}. The same command goes on from the newest "
+        "checkpoint."
+    )
 
 
 def _quiet_lightning() -> None:

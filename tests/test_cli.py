@@ -90,7 +90,8 @@ def test_validate_measures_and_leaves_the_run_alone(fit, images, tmp_path, capsy
 def test_a_run_that_diverges_stops_and_saves_nothing(fit, tmp_path, capsys):
     assert fit("--model.optimizer=sgd", "--model.learning_rate=1e38", "--model.warmup_fraction=0") == 2
     said = capsys.readouterr().err
-    assert "Expected a finite loss and finite gradients, got others in step 2" in said and "00.png" in said
+    assert "Expected a finite loss and finite gradients, got others in step 2" in said
+    assert said.count(".png\n") == 8  # the files of the batch
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
 
 

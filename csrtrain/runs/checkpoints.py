@@ -51,7 +51,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 with contextlib.suppress(OSError):
                     _digest_path(path).unlink(missing_ok=True)
             raise CheckpointError(
-                f"Expected to write a checkpoint of {len(content) / 1e6:.1f} MB to {path}, got: {error.strerror}. "
+                f"Expected to write a checkpoint of {len(content) / 1e6:.1f} MB to {path}, got {error.strerror}. "
                 "Earlier checkpoints are whole. Make room or allow to write there; the same command goes on from the "
                 "newest."
             ) from None

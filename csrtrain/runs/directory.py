@@ -4,11 +4,11 @@ import errno
 import fcntl
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from lightning.pytorch.utilities import rank_zero_warn
 
 from csrtrain.bundle import write_atomically
 
@@ -67,7 +67,7 @@ def lock(run_dir: Path, wait: float = _WAIT) -> TextIO:
         file = (run_dir / ".lock").open("a+")
     except OSError as error:
         raise RunRefused(
-            f"Expected a run directory that can be written to, got {run_dir}: {error.strerror}. Name another with "
+            f"Expected a run directory that can be written to, got {run_dir} ({error.strerror}). Name another with "
             "--trainer.default_root_dir."
         ) from None
     job = os.environ.get("SLURM_JOB_ID")
@@ -97,7 +97,9 @@ def _take(file: TextIO) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        rank_zero_warn(f"The file system of {file.name} has no locks. See to it that no second job uses the run.")
+        warnings.warn(
+            f"The file system of {file.name} has no locks. See to it that no second job uses the run.", stacklevel=3
+        )
     return True
 
 

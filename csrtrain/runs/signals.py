@@ -38,7 +38,7 @@ class Stopped(Exception):  # noqa: N818, no error
 
     Args:
         vote: of the signal that counts.
-        step: that the newest checkpoint holds.
+        step: that the newest checkpoint holds; 0 for none.
     """
 
     def __init__(self, vote: int, step: int) -> None:
@@ -154,33 +154,29 @@ def _counts(trainer: Trainer) -> list[int | float]:
     return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
 
 
-def leave(stopped: Stopped, first: bool) -> int:
-    """Say it, ask SLURM to queue the job again where that was the request, and give the exit code: 0 or 143.
+def leave(stopped: Stopped) -> None:
+    """On the first rank: say it, and ask SLURM to queue the job again where that was the request.
 
-    Args:
-        stopped: what ended the training.
-        first: whether this is the first rank; it is the one that speaks.
+    It is the last thing that a run does: SLURM ends its processes at once. Exit code 143 says that the run is not
+    complete, whether or not it is queued again.
     """
     saved = f"after step {stopped.step}, which is saved" if stopped.step else "before the first step was saved"
+    name = "SIGTERM" if stopped.vote == _STOP else "SIGUSR1"
+    _say(f"Stopped by {name} {saved}. The same command goes on from there.")
     job = _slurm_job() if stopped.vote == _REQUEUE else None
-    if job is None or shutil.which("scontrol") is None:
-        asked = " SLURM cannot be asked to queue the job again: there is no scontrol here." if job else ""
-        _say(first, f"Stopped by {'SIGTERM' if stopped.vote == _STOP else 'SIGUSR1'} {saved}.{asked} "
-                    "The same command goes on from there.")  # fmt: skip
-        return TERMINATED
-    if not first:
-        return 0
-    _say(first, f"Stopped by SIGUSR1 {saved}. Asking SLURM to queue job {job} again.")
+    if job is None:
+        return
+    if shutil.which("scontrol") is None:
+        _say(f"SLURM cannot be asked to queue job {job} again: there is no scontrol here. The job script has to do it.")
+        return
+    _say(f"Asking SLURM to queue job {job} again.")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode == 0:
-        return 0
-    _say(first, f"scontrol requeue {job} failed: {done.stderr.strip()}. The same command goes on from there.")
-    return TERMINATED
+    if done.returncode:
+        _say(f"scontrol requeue {job} failed: {done.stderr.strip()}. Submit the job again.")
 
 
-def _say(first: bool, sentence: str) -> None:
-    if first:
-        print(sentence, file=sys.stderr, flush=True)
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _slurm_job() -> str | None:

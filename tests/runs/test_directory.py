@@ -1,5 +1,8 @@
+import errno
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -74,6 +77,70 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
             time.sleep(0.1)
     else:
         pytest.fail("the lock outlived its process")
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has taken the directory, in SLURM job 17."""
+    code = (
+        "import sys, time; from pathlib import Path; from csrtrain.runs import directory\n"
+        "held = directory.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SLURM_JOB_ID": "17"},
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_requeued_job_waits_for_its_predecessor(tmp_path, monkeypatch, holder):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with pytest.raises(directory.RunRefused, match="in use by process .* of SLURM job 17"):
+        directory.lock(tmp_path, wait=0.3)
+    threading.Timer(0.5, holder.kill).start()
+    directory.lock(tmp_path, wait=30).close()
+
+
+@pytest.mark.parametrize("job", ["18", "117", None])
+def test_another_job_does_not_wait(tmp_path, monkeypatch, holder, job):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    begun = time.monotonic()
+    with pytest.raises(directory.RunRefused, match="of SLURM job 17"):
+        directory.lock(tmp_path)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(directory.fcntl, "lockf", refuse)
+    with pytest.warns(UserWarning, match="has no locks. See to it that no second job"):
+        directory.lock(tmp_path).close()
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(directory.RunRefused, match=r"can be written to, got .*file/run \(Not a directory\)"):
+        directory.lock(tmp_path / "file" / "run")
+
+
+def test_what_is_kept_and_whether_to_go_on_may_change(tmp_path):
+    keeper = {"class_path": "csrtrain.runs.checkpoints.RunCheckpoint", "init_args": {"every_n_steps": 5}}
+    guard = {"class_path": "csrtrain.runs.nonfinite.StopOnNonFinite", "init_args": {"skip": 3}}
+    other = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    begin(tmp_path, changed(trainer__callbacks=[keeper]))
+    directory.check_config(tmp_path, changed(trainer__callbacks=[guard]))
+    directory.check_config(tmp_path, CONFIG)
+    with pytest.raises(directory.RunRefused, match="trainer.callbacks"):
+        directory.check_config(tmp_path, changed(trainer__callbacks=[keeper, other]))
 
 
 def test_set_aside_numbers_old_runs(tmp_path):
