@@ -13,7 +13,7 @@ NAMES = (
     "distances",
     "scoring",
     "resume",
-    "kill",
+    "faults",
     "fuzz",
 )
 

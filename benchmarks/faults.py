@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
         "devices": 1,
         "strategy": {
             "class_path": "lightning.pytorch.strategies.DDPStrategy",
-            "init_args": {"timeout": "0:00:40"},
+            "init_args": {"timeout": "0:00:25"},
         },
         "callbacks": [
             {"class_path": "csrtrain.runs.checkpoints.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": 3}}
@@ -96,7 +96,8 @@ class Met(NamedTuple):
 def cases() -> list[Case]:
     """All runs, kinds and ranks in turn, so that each part has some of each."""
     in_turn = [Case(kind, ranks, number) for number in range(REPEATS) for kind in KINDS for ranks in (1, 2)]
-    return in_turn + [Case(COMMAND_LINE, 2, number) for number in range(6)]
+    more = [Case(IN_A_ROW, ranks, number) for number in range(3) for ranks in (1, 2)]
+    return in_turn + more + [Case(COMMAND_LINE, 2, number) for number in range(6)]
 
 
 def poison(at: str) -> None:
@@ -150,7 +151,7 @@ class Drill:
         here = Here(self, self.root / name, case, random.Random(name))
         here.run_dir.parent.mkdir()
         started = time.monotonic()
-        met = (here.by_command_line if case.kind == COMMAND_LINE else KINDS[case.kind].__get__(here))()
+        met = (KINDS | OTHERS)[case.kind](here)
         wrong = list(met.wrong)
         finished = [int(step) for step in re.findall(r"^step (\d+):", met.said, re.MULTILINE)]
         found = newest(here.run_dir)
@@ -215,7 +216,11 @@ class Here:
         if moment == "training":
             time.sleep(self.rng.uniform(0, 0.2))
             return
-        for _ in range(20000):  # a save takes milliseconds
+        self.wait_for_save()
+
+    def wait_for_save(self) -> None:
+        """Until a temporary file is there; a save takes milliseconds."""
+        for _ in range(20000):
             if self.saves():
                 return
             time.sleep(0.0002)
@@ -259,6 +264,22 @@ class Here:
         self.wait_for_moment(self.alive(start), self.moment)
         for pid in self.starter.alive(start):
             os.kill(pid, signal.SIGKILL)
+        return self.ended(start, [])
+
+    def kill_all_again(self) -> Met:
+        """Each start makes some progress, so that it ends."""
+        for _ in range(5):
+            start, before = self.start(), self._step()
+            while self.starter.alive(start) and self._step() == before:
+                time.sleep(0.01)
+            self.moment = self.rng.choice(MOMENTS[1:])
+            if self.moment == "training":
+                time.sleep(self.rng.uniform(0, 0.3))
+            else:
+                self.wait_for_save()
+            for pid in self.starter.alive(start):
+                os.kill(pid, signal.SIGKILL)
+            self.starter.wait(start, LONGEST)
         return self.ended(start, [])
 
     def kill_one(self) -> Met:
@@ -404,7 +425,8 @@ def _environment(pid: int) -> str:
 
 
 COMMAND_LINE = "SIGKILL of a rank, second rank started by Lightning"
-KINDS: dict[str, Any] = {
+IN_A_ROW = "SIGKILL of all ranks, five times"
+KINDS: dict[str, Callable[[Here], Met]] = {
     "SIGKILL of all ranks": Here.kill_all,
     "SIGKILL of one rank": Here.kill_one,
     "SIGTERM to one rank": Here.terminate_one,
@@ -413,17 +435,23 @@ KINDS: dict[str, Any] = {
     "newest checkpoint damaged": Here.damage_newest,
     "loader process killed": Here.kill_worker,
 }
-KILLS = ("SIGKILL of all ranks", "SIGKILL of one rank", "newest checkpoint damaged", COMMAND_LINE)
+OTHERS: dict[str, Callable[[Here], Met]] = {IN_A_ROW: Here.kill_all_again, COMMAND_LINE: Here.by_command_line}
+KILLS = ("SIGKILL of all ranks", IN_A_ROW, "SIGKILL of one rank", "newest checkpoint damaged", COMMAND_LINE)
 
 
-def drill(chosen: Sequence[Case], root: Path) -> list[dict[str, Any]]:
-    """A row for each case."""
-    rows = []
+def drill(chosen: Sequence[Case], root: Path, output: Path | None = None) -> list[dict[str, Any]]:
+    """A row for each case; those that the output has already are not run again."""
+    rows: list[dict[str, Any]] = json.loads(output.read_text()) if output is not None and output.exists() else []
+    done = {(row["kind"], row["ranks"], row["number"]) for row in rows}
     with Starter() as starter:
         one = Drill(root, starter)
         for case in chosen:
+            if case in done:
+                continue
             rows.append(one.run(case))
             print(json.dumps(rows[-1])[:600], file=sys.stderr, flush=True)
+            if output is not None:
+                output.write_text(json.dumps(rows))
     return rows
 
 
@@ -464,7 +492,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", metavar="I/N", default="1/1", help="every N-th run, from the I-th on")
     parser.add_argument("--kind", help="only these faults")
-    parser.add_argument("--output", type=Path, help="rows, as JSON")
+    parser.add_argument("--output", type=Path, help="rows, as JSON; a drill that was stopped goes on with it")
     parser.add_argument("--merge", type=Path, nargs="+", help="make the table of these")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -474,9 +502,7 @@ def main() -> None:
         part, parts = map(int, options.part.split("/"))
         chosen = [case for case in cases() if options.kind in (None, case.kind)][part - 1 :: parts]
         with tempfile.TemporaryDirectory() as folder:
-            rows = drill(chosen, Path(folder))
-        if options.output:
-            options.output.write_text(json.dumps(rows))
+            rows = drill(chosen, Path(folder), options.output)
     table(rows).show(options.write)
 
 

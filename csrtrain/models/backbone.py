@@ -166,6 +166,12 @@ class Backbone(nn.Module):
             "std": self.std.flatten().tolist(),
         }
 
+    def compile_stages(self) -> None:
+        """Let `torch.compile` fuse what lies within each stage, in place: the names of weights stay as they are."""
+        for stage in self.network.children():
+            if len(list(stage.modules())) > 1:
+                stage.compile()
+
     def train(self, mode: bool = True) -> "Backbone":
         """As `nn.Module.train`; a frozen backbone stays in evaluation."""
         super().train(mode and not self.frozen)

@@ -34,6 +34,8 @@ class SimCLR(LightningModule):
         projection_dim: dimension of the projection.
         temperature: of the softmax, section 2.1 (0.1 for ImageNet, 0.5 for CIFAR-10).
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
+        compile: the stages of the backbone by `torch.compile`; needs a C++ compiler, on a GPU Triton. Checkpoints are
+            the same with and without it, results differ by rounding.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SimCLR(LightningModule):
         learning_rate: float = 1.2,
         weight_decay: float = 1e-6,
         warmup_fraction: float = 0.1,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
@@ -58,6 +61,8 @@ class SimCLR(LightningModule):
         width = self.backbone.representation_dim
         self.head = simclr_head(width, width if hidden_dim is None else hidden_dim, projection_dim)
         self.to(memory_format=torch.channels_last)
+        if compile:
+            self.backbone.compile_stages()
         self.temperature = temperature
         self.optimizer = optimizer
         self.learning_rate = learning_rate

@@ -19,6 +19,7 @@ _WAIT = 120.0
 # Keys that cannot change the result of a run, by prefix.
 _FREE = (
     "ckpt_path",
+    "model.init_args.compile",
     "data.init_args.workers",
     "data.init_args.max_broken",
     "data.init_args.labels",

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import math
 import os
 import socket
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from csrtrain import bundle
+from csrtrain.bundle import write_atomically
 from csrtrain.runs import checkpoints
 from csrtrain.runs import wandb_contents as contents
 
@@ -73,17 +75,30 @@ class CsvLogger(Logger):
                     rows = list(csv.DictReader(file))
             self._columns += new
             self._rewrite(rows)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        whole = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:
+            os.truncate(self.path, whole)  # no half of a row
+            raise self._refused(error) from None
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, text.getvalue().encode())
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> OSError:
+        return OSError(
+            f"Expected to write a row to {self.path}, got {error.strerror}. The rows before are whole. Make room or "
+            "allow to write there; the same command goes on."
+        )
 
 
 class Wandb(WandbLogger):

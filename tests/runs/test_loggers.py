@@ -1,4 +1,5 @@
 import csv
+import subprocess
 
 import pytest
 
@@ -55,3 +56,23 @@ def test_wandb_keeps_its_run_and_is_offline_without_a_key(tmp_path, monkeypatch)
 def test_resuming_without_a_file_is_nothing(tmp_path, step):
     CsvLogger(str(tmp_path)).resume_from(step)
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        logger = CsvLogger(str(folder))
+        logger.log_metrics({"loss": 0.0}, step=0)
+        with pytest.raises(OSError, match="Expected to write a row to .*metrics.csv, got No space left on device"):
+            for step in range(1, 10_000):
+                logger.log_metrics({"loss": 0.1234567890123 * step}, step=step)
+        written = rows(folder / "metrics.csv")
+        assert len(written) == step and all(float(row["loss"]) == 0.1234567890123 * int(row["step"]) for row in written)
+        with pytest.raises(OSError, match="Expected to write a row"):
+            logger.log_metrics({"loss": 1.0, "knn": 0.5}, step=step)
+        assert rows(folder / "metrics.csv") == written and [p.name for p in folder.iterdir()] == ["metrics.csv"]
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

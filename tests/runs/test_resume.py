@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from benchmarks import kill, resume
+from benchmarks import faults, resume
 
 
 @pytest.mark.slow
@@ -49,9 +49,24 @@ def test_pairwise_covers_every_pair():
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    row = kill.drill(tmp_path, kills=3, seed=1)
-    assert row["faults"] == []
+@pytest.mark.ddp
+def test_one_run_of_each_fault(tmp_path):
+    chosen = [
+        *(faults.Case(kind, 1 + i % 2, 1 + i) for i, kind in enumerate(faults.KINDS)),
+        faults.Case("SIGTERM to one rank", 2, 4),
+        faults.Case("NaN in one rank", 2, 1),
+        faults.Case(faults.IN_A_ROW, 1, 0),
+        faults.Case(faults.COMMAND_LINE, 2, 0),
+    ]
+    rows = faults.drill(chosen, tmp_path)
+    assert len(rows) == len(chosen) and [row for row in rows if row["wrong"]] == []
+
+
+def test_the_fault_drill_has_runs_enough():
+    cases = faults.cases()
+    assert len(cases) == len(set(cases)) >= 200
+    assert {case.kind for case in cases if case.ranks == 1} >= set(faults.KINDS)
+    assert {case.kind for case in cases if case.ranks == 2} == set(faults.KINDS) | set(faults.OTHERS)
 
 
 def test_faults_compares_bit_by_bit(tmp_path):
