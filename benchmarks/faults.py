@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
         "devices": 1,
         "strategy": {
             "class_path": "lightning.pytorch.strategies.DDPStrategy",
-            "init_args": {"timeout": "0:00:25"},
+            "init_args": {"timeout": "0:00:15"},
         },
         "callbacks": [
             {"class_path": "csrtrain.runs.checkpoints.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": 3}}
@@ -381,6 +381,7 @@ class Here:
     def by_command_line(self) -> Met:
         """Kill one rank where Lightning has started the second one."""
         command = [sys.executable, "-m", "csrtrain", *self.arguments]
+        command += ["--trainer.strategy.init_args.timeout=0:02:00"]  # the second rank still has to import everything
 
         def begin() -> subprocess.Popen[bytes]:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -243,8 +243,21 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, or say that the run is complete."""
+        try:
+            self._fit(model, **kwargs)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if self._resume is not None and "Error(s) in loading state_dict" in str(error):
+                raise ValueError(
+                    f"Expected a checkpoint of the model that the config names, got another in {self._resume}: "
+                    f"{shown(' '.join(str(error).split()))}. Name another."
+                ) from None
+            if (lost := _lost_process(error, self.trainer.world_size)) is None:
+                raise
+            raise lost from None
+
+    def _fit(self, model: LightningModule, **kwargs: Any) -> None:
         environment: Any = getattr(self.trainer.strategy, "cluster_environment", None)
-        if self.trainer.world_size > 1 and environment.creates_processes_externally:
+        if self.trainer.world_size > 1 and environment.creates_processes_externally and not self._told:
             # Ranks that srun or torchrun started see other files than the first one while it moves or passes over some.
             self.trainer.strategy.setup_environment()
             self._resume = self.trainer.strategy.broadcast(self._resume)
@@ -267,17 +280,7 @@ class TrainingCLI(LightningCLI):
                 logger.resume_from(step)
             elif isinstance(logger, TensorBoardLogger):
                 logger._kwargs["purge_step"] = step  # hides what an earlier start logged beyond its checkpoint
-        try:
-            self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if self._resume is not None and "Error(s) in loading state_dict" in str(error):
-                raise ValueError(
-                    f"Expected a checkpoint of the model that the config names, got another in {self._resume}: "
-                    f"{shown(' '.join(str(error).split()))}. Name another."
-                ) from None
-            if (lost := _lost_process(error, self.trainer.world_size)) is None:
-                raise
-            raise lost from None
+        self.trainer.fit(model, **{**kwargs, "ckpt_path": self._resume})
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Measure a checkpoint on the labelled images."""
@@ -293,7 +296,7 @@ class TrainingCLI(LightningCLI):
 def _lost_process(error: Exception, ranks: int) -> RuntimeError | None:
     """What to say when a rank or a loader process has gone, in place of what PyTorch says; None for another error."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    if "DataLoader worker" in reason or isinstance(error, ConnectionError | EOFError):
+    if "DataLoader worker (pid" in reason or isinstance(error, ConnectionError | EOFError):
         what, why = "loader process", "it is often killed for want of memory: then lower data.workers"
     elif ranks > 1 and (isinstance(error, torch.distributed.DistError) or _PEER_LOST.search(reason)):
         what, why = "rank", "if it said why, that is above"

@@ -3,6 +3,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -176,16 +177,15 @@ def test_a_rank_that_the_first_one_started_dies_with_it():
         "signals.announce_parent()\n"
         "code = 'from csrtrain.runs import signals; import time; assert signals.follow_parent(); "
         'print("follows", flush=True); time.sleep(120)\'\n'
-        "child = subprocess.Popen([sys.executable, '-c', code]); print(child.pid, flush=True); time.sleep(120)\n"
+        "subprocess.Popen([sys.executable, '-c', code]); time.sleep(120)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    child = int(process.stdout.readline())
     assert process.stdout.readline() == "follows\n"
     process.kill()
+    begun = time.monotonic()
     process.wait()
     assert process.stdout.read() == ""  # ends when the child, which holds the pipe too, is gone
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    assert time.monotonic() - begun < 60  # by itself it would sleep longer
 
 
 def test_a_foreign_rank_follows_nobody(monkeypatch):
