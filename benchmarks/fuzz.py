@@ -5,7 +5,8 @@
 Case i is a function of (seed, i): a sound file, changed at random, and a reader. It must be read soundly (an untouched
 part was hit), or refused with a ValueError (FileNotFoundError) of csrtrain that names the file. All else is a fault:
 another exception, a message without the name or longer than a screen, a crash, more than 10 seconds of a processor, no
-end within 60 seconds, more than 512 MiB beyond what the process had, anything of a network, another program, or a file written beside the case's own folder.
+end within 60 seconds, more than 512 MiB beyond what the process had, anything of a network, another program, or a file
+written beside the case's own folder.
 Cases run in processes of their own, which are watched: by a clock, by the kernel's peak of resident memory, and by
 Python's audit events.
 """
@@ -513,6 +514,7 @@ def run() -> harness.Result:
         "Below, tables of equal rows: a manifest of more than a million is refused unless CSRTRAIN_MAX_ROWS is set, "
         "a list (build_index) of more than 20 million.",
         "A fault is all but a sound reading and a refusal that names the file: see benchmarks/fuzz.py. Limits: "
-        f"{_SECONDS:g} s of a processor, {_HANG:g} s of the clock, {_MEMORY >> 20} MiB of resident memory beyond what the process had; files are below 4 MB.",
+        f"{_SECONDS:g} s of a processor, {_HANG:g} s of the clock, {_MEMORY >> 20} MiB of resident memory beyond "
+        "what the process had; files are below 4 MB.",
     ]
     return harness.Result("fuzz", "Damaged and hostile files", rows, notes, ("torch", "timm", "safetensors"))
