@@ -18,7 +18,14 @@ from csrtrain.cli import main
 from csrtrain.runs import wandb_contents
 from csrtrain.runs.loggers import Wandb
 
-METHODS = {"train/loss", "train/epoch_loss", "train/embedding_std", "train/effective_rank", "train/alignment"}
+METHODS = {
+    "train/loss",
+    "train/learning_rate",
+    "train/epoch_loss",
+    "train/embedding_std",
+    "train/effective_rank",
+    "train/alignment",
+}
 METHODS |= {"train/uniformity", "train/spectrum", "epoch"}
 
 
