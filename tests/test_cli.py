@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
+from torch import nn
 
 from csrtrain import bundle
 from csrtrain.cli import config_path, main
 from csrtrain.models.backbone import Backbone
+from csrtrain.pretrain import MoCo
 
 SMALL = [
     "--model.backbone=test_resnet",
@@ -224,13 +227,12 @@ def test_two_gloo_ranks_train_and_end_with_the_weights_of_one(images, tmp_path):
             assert torch.allclose(value, states[1][name], atol=1e-4), name
 
 
-@pytest.mark.ddp
-def test_sync_batch_norm_with_moco_is_refused_on_two_ranks(images, tmp_path):
-    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "medical_moco", *SMALL, f"--data.root={images}"]
-    command += ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.sync_batchnorm=true"]
-    command += [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.cache_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 2 and "error: Expected plain batch-norm for MoCo, got SyncBatchNorm" in done.stderr
+def test_sync_batch_norm_with_moco_is_refused():
+    """Before training; on the CPU, where there is none, the command line says so first."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(MoCo(backbone="test_resnet", channels=1, size=32, queue_size=20))
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="Expected plain batch-norm for MoCo, got SyncBatchNorm"):
+        model.setup("fit")
 
 
 @pytest.mark.parametrize("key, value", [("overfit_batches", "2"), ("barebones", "true")])
