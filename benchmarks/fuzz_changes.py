@@ -432,7 +432,7 @@ def changed_table(rng: random.Random, content: bytes) -> tuple[bytes, str]:
         elif done == "wide row" and len(rows) < 100:
             rows[row] = rows[row] * rng.choice((2, 1000, 20_000))
         word = word or done
-        while sum(map(len, rows)) > 2 * 10**6 or sum(len(cell) for line in rows for cell in line) > 2**23:
+        while sum(map(len, rows)) > 300_000 or sum(len(cell) for line in rows for cell in line) > 2**22:
             rows = rows[: len(rows) // 2] or [["path"]]
     text = end.join(",".join(line) for line in rows)
     return text.encode(encoding, "replace")[: 2**22], f"table: {word}"

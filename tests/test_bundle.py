@@ -553,6 +553,11 @@ def test_checkpoints_that_would_fill_the_memory(checkpoint, tmp_path):
         ValueError, match=r"whose parts are not compressed, in .*packed.ckpt, got 2\d{8} bytes packed in"
     ):
         bundle.export_checkpoint(packed, output)
+    for start in (checkpoint.read_bytes(), b"\x80"):
+        packed.write_bytes(start)
+        os.truncate(packed, 2**36)  # takes no room on the disk, and a minute to read
+        with pytest.raises(ValueError, match="packed.ckpt, got a damaged or foreign file"):
+            bundle.export_checkpoint(packed, output)
     os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(ValueError, match="a device, pipe or socket for .*pipe.ckpt"):
         bundle.export_checkpoint(tmp_path / "pipe.ckpt", output)

@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 8 * 2**20
 
 _DEEPEST = 32  # mappings and lists within each other; ours: 5
 _MOST_PARTS = 100_000  # of one depth; ours: hundreds
+_MOST_OLD_BYTES = 2**31  # of a file in torch's old format, which is read through for a look
 _METADATA_KEY = "csrtrain"
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 
@@ -127,30 +128,47 @@ def _check_pickle(path: Path) -> None:
 
     torch writes zip files without compression, and needs no bytearray, whose length a pickle may claim freely.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
-            declared = sum(one.file_size for one in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, OverflowError):
-        packed, declared = False, 0  # an older format, or damaged: torch says so
-    if packed or declared > path.stat().st_size:
-        raise ValueError(
-            f"Expected a file of torch.save, whose parts are not compressed, in {path}, got {declared} bytes packed in "
-            f"{path.stat().st_size}. Do not use this file."
-        )
+    size = path.stat().st_size
     with path.open("rb") as file:
-        if (head := file.read(4)) != b"PK\x03\x04" and head[:1] != b"\x80":  # torch would unpack a tar archive to look
+        head = file.read(4)
+    if head == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+                declared = sum(part.file_size for part in parts)
+                if declared > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                    raise ValueError(
+                        f"Expected a file of torch.save, whose parts are not compressed, in {path}, got {declared} "
+                        f"bytes packed in {size}. Do not use this file."
+                    )
+                pickles = [archive.open(part) for part in parts if part.filename.lower().endswith(".pkl")]
+                found = any([_asks_for_bytearray(one) for one in pickles])
+        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, OverflowError, UnicodeError):
             raise ValueError(
-                f"Expected a file of torch.save in {path}, got a damaged or foreign file. Use another copy."
-            )
-        tail = head
-        while part := file.read(2**20):
-            if b"bytearray" in tail + part:
-                raise ValueError(
-                    f"Expected tensors and plain data in {path}, got a bytearray, which may claim any length. Do not "
-                    "use this file."
-                )
-            tail = part[-16:]
+                f"Expected a whole file of torch.save in {path}, got a damaged or foreign file. Use another copy."
+            ) from None
+    elif head[:1] == b"\x80" and size <= _MOST_OLD_BYTES:  # what torch wrote before 1.6: pickles, then numbers
+        with path.open("rb") as old:
+            found = _asks_for_bytearray(old)
+    else:  # torch would unpack a tar archive to look
+        raise ValueError(
+            f"Expected a file of torch.save in {path}, got a damaged or foreign file, or one of an old format with "
+            f"more than {_MOST_OLD_BYTES} bytes. Use another copy, or save it again."
+        )
+    if found:
+        raise ValueError(
+            f"Expected tensors and plain data in {path}, got a bytearray, which may claim any length. Do not use "
+            "this file."
+        )
+
+
+def _asks_for_bytearray(file: IO[bytes]) -> bool:
+    tail = b""
+    while part := file.read(2**20):
+        if b"bytearray" in tail + part:
+            return True
+        tail = part[-16:]
+    return False
 
 
 def read_header(path: str | Path) -> dict[str, Any] | None:
