@@ -22,7 +22,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.files import shown
-from csrtrain.models.weights import read_torch
 from csrtrain.quality import Head
 from csrtrain.runs import checkpoints, directory, signals
 from csrtrain.runs.loggers import CsvLogger, Wandb, require
@@ -263,7 +262,7 @@ class TrainingCLI(LightningCLI):
             self._resume = self.trainer.strategy.broadcast(self._resume)
         step = 0
         if self._resume is not None:
-            stored = read_torch(self._resume)
+            stored = checkpoints.read_run(self._resume)
             step, epoch = stored.get("global_step", 0), stored.get(type(self.datamodule).__name__, {}).get("epoch", 0)
             if isinstance(model, Head) and step > 0:
                 model.check_stored(stored, self.datamodule)
@@ -285,6 +284,7 @@ class TrainingCLI(LightningCLI):
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Measure a checkpoint on the labelled images."""
         print(f"Measuring {self._resume}.")
+        checkpoints.read_run(Path(str(self._resume)))
         self.trainer.validate(model, **kwargs)
         if not self.trainer.callback_metrics:
             raise ValueError("Expected labelled images, got none. Name a CSV file with --data.labels.")

@@ -28,6 +28,21 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; the message says why, and the earlier ones are as they were."""
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """A checkpoint that a run can go on from.
+
+    Raises:
+        ValueError: the file is missing or damaged, or of another program.
+    """
+    content = read_torch(path)
+    if missing := [name for name in _PARTS if name not in content]:
+        raise ValueError(
+            f"Expected a checkpoint of csrtrain fit, got {path} without {', '.join(missing)}. Name another, or begin "
+            "anew with --fresh."
+        )
+    return content
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's way to files: digest first, then the checkpoint, each by an atomic rename.
 
@@ -57,13 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        content = read_torch(path)
-        if missing := [name for name in _PARTS if name not in content]:
-            raise ValueError(
-                f"Expected a checkpoint of csrtrain fit, got {path} without {', '.join(missing)}. Name another, or "
-                "begin anew with --fresh."
-            )
-        return content
+        return read_torch(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
