@@ -159,7 +159,6 @@ class CONTRIQUE(LightningModule):
         class_ids = batch.classes.repeat(2).repeat_interleave(PATCHES**2)  # (8B,)
         loss = distortion_contrast(z, class_ids, self.temperature, legacy_gradient_scale=self.legacy_gradient_scale)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
         z0, z1 = z.detach().chunk(2)
         return {"loss": loss, "projections": (z0, z1)}
 

@@ -138,7 +138,6 @@ class MoCo(LightningModule):
         loss = info_nce(query, key, self.queue.rows, self.temperature)
         self.queue.enqueue(key)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
         return {"loss": loss, "projections": (query.detach(), key)}
 
     def _project(self, backbone: Backbone, head: nn.Module, images: Tensor) -> Tensor:

@@ -95,7 +95,6 @@ class SimCLR(LightningModule):
         z0, z1 = self.head(self.backbone.representation(x)).chunk(2)  # (B,d) each
         loss = nt_xent(z0, z1, self.temperature)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
         return {"loss": loss, "projections": (z0.detach(), z1.detach())}
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:

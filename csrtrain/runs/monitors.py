@@ -64,7 +64,7 @@ class KeepConfig(Callback):
 
 
 class RepresentationMonitor(Callback):
-    """Mean loss, embedding standard deviation, effective rank, alignment and uniformity, per epoch, without labels.
+    """Learning rate; per epoch mean loss, embedding standard deviation, effective rank, alignment and uniformity.
 
     The values are of this start's part of the epoch when a run is resumed within it.
 
@@ -90,6 +90,9 @@ class RepresentationMonitor(Callback):
             lines = [line for line in self.spectrum.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in lines[1:] if int(line.partition(",")[0]) < trainer.global_step]
             write_atomically(self.spectrum, "".join([*lines[:1], *kept]).encode())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        pl_module.log("train/learning_rate", trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

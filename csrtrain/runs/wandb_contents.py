@@ -92,8 +92,17 @@ def new_values(values: Mapping[str, float], known: set[str]) -> dict[str, float]
 
 
 def files_of(run_dir: Path, run_id: str) -> list[Path]:
-    """The files that wandb keeps of each start of a run, oldest first."""
-    return sorted(run_dir.glob(f"wandb/*run-*-{run_id}/*.wandb"), key=lambda path: path.parent.name.split("-")[-2])
+    """The files that wandb keeps of each start of a run, oldest first.
+
+    Its folders are named [offline-]run-TIME-ID, and [offline-]run-TIME-ID-N where the second is that of another start.
+    """
+
+    def order(path: Path) -> tuple[str, int]:
+        time, _, number = path.parent.name.partition("run-")[2].partition(f"-{run_id}")
+        return time, int(number.removeprefix("-") or 0)
+
+    folders = [*run_dir.glob(f"wandb/*run-*-{run_id}"), *run_dir.glob(f"wandb/*run-*-{run_id}-[0-9]*")]
+    return sorted((path for folder in folders for path in folder.glob("*.wandb")), key=order)
 
 
 def held(files: list[Path], sent: int | None) -> dict[int, set[str]]:

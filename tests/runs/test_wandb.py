@@ -99,6 +99,16 @@ def test_a_start_that_failed_before_its_first_checkpoint_is_not_logged_twice(
     assert [row["step"] for row in rows(run / "metrics.csv") if row["train/loss"]] == ["0", "1"]
 
 
+def test_starts_of_one_second_are_found_in_their_order(tmp_path):
+    names = ["offline-run-20261121_223407-ab-2", "offline-run-20261121_223407-ab", "run-20261121_223406-ab"]
+    names += ["offline-run-20261121_223407-ab-10", "offline-run-20261121_223407-cd"]
+    for name in names:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / f"run-{name[-2:]}.wandb").touch()
+    found = [path.parent.name for path in wandb_contents.files_of(tmp_path, "ab")]
+    assert found == [names[2], names[1], names[0], names[3]]
+
+
 def test_nothing_but_numbers_unless_asked(fit, fragments, points, tmp_path, images):
     run = tmp_path / "run"
     assert fit(run, "--trainer.max_epochs=1") == 0
