@@ -210,10 +210,8 @@ class DistortionBank(nn.Module):
             rows = drawn.order[k, start:end]
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # both hold for one thread
                 values, seeds = drawn.values[:, k].index_select(0, rows), drawn.seeds[:, k].index_select(0, rows)
-                # numpy: a host read of a host tensor is no synchronisation; rows of one type rise
-                first, last = rows.numpy()[[0, -1]].tolist() if x.device.type == "cpu" else (0, -1)
-                if last - first == len(rows) - 1:  # neighbours: in place, without two copies
-                    target = x[first : last + 1]
+                if x.device.type == "cpu" and len(rows) == 1:  # in place, without two copies
+                    target = x[int(rows.numpy()[0])][None]  # numpy: a host read of a host tensor is no synchronisation
                     torch.clamp(self.rows[t].function(target, values, seeds), 0, 1, out=target)
                 else:
                     distorted = self.rows[t].function(x.index_select(0, rows), values, seeds)
