@@ -24,7 +24,7 @@ from csrtrain.augment.distortions import compression
 from csrtrain.data import decode, samples
 
 BATCH, SIZE = 32, 224
-ROUNDS = 7
+ROUNDS = 15
 BAR, JPEG_BAR, PSNR_BAR = 3.0, 7.0, 0.05  # times, times, dB
 QUALITIES = (4, 7, 10, 24, 36, 43, 60, 75, 90)
 CHUNK = 8  # images that the bank hands to a function at once on a CPU
