@@ -84,13 +84,15 @@ class TrainingCLI(LightningCLI):
             handlers = {}
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 signals.leave(stopped)
-            # Lightning takes another code of the ranks that it started for a failure, and kills the first one.
-            raise SystemExit(0 if self._told else signals.TERMINATED) from None
+            # Of the ranks that they started, Lightning and srun take another code for a failure, and end the first one.
+            raise SystemExit(0 if self._told or signals.is_behind_another() else signals.TERMINATED) from None
+        except BaseException:
+            if "SLURM_PROCID" in os.environ:  # the SIGTERM that srun sends for another rank's error comes too late
+                handlers = signals.IGNORED
+            raise
         finally:  # everything, the training too, happens in there
             signals.restore(handlers)
-            for (
-                child
-            ) in multiprocessing.active_children():  # a loader process that does not leave, and outlasts SIGTERM
+            for child in multiprocessing.active_children():  # loader processes that do not leave, and outlast SIGTERM
                 child.kill()
             if self._lock is not None:
                 self._lock.close()

@@ -29,6 +29,8 @@ from csrtrain.runs.checkpoints import RunCheckpoint
 TERMINATED = 128 + signal.SIGTERM  # 143, what a shell says of a process that SIGTERM ended
 _REQUEUE, _STOP = 1, 2  # as votes: of both the larger counts, and who sends SIGTERM requeues himself
 _VOTES = {signal.SIGUSR1: _REQUEUE, signal.SIGTERM: _STOP}
+IGNORED: dict[signal.Signals, Any] = {number: signal.SIG_IGN for number in _VOTES}
+"""For `restore`: the signals change nothing any more."""
 _PARENT = "CSRTRAIN_PARENT"  # the first rank tells the ranks that it starts who it is
 _FAREWELL = 10.0  # seconds that such a rank waits for the first one to end
 
@@ -48,12 +50,21 @@ class Stopped(Exception):  # noqa: N818, no error
 
 
 def end_at_once() -> None:
-    """Before there is anything to save, a signal ends this process with 143."""
+    """Before there is anything to save, a signal ends this process with 143; behind another rank of srun with 2."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(2 if is_behind_another() else TERMINATED)
 
     _handle(end)
+
+
+def is_behind_another() -> bool:
+    """Whether srun started this rank and a first one.
+
+    When one ends with an error, srun sends SIGTERM to the others, and its own exit code is the largest of all. That of
+    the first rank has to win: by the 143 of another one a run that has failed would be queued again and again.
+    """
+    return os.environ.get("SLURM_PROCID", "0") != "0"
 
 
 def handlers() -> dict[signal.Signals, Any]:

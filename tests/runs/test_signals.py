@@ -124,6 +124,27 @@ def test_a_signal_before_training_ends_the_process(fit, monkeypatch, tmp_path):
     assert fit("run") == 0
 
 
+@pytest.mark.parametrize("at, code", [((SimCLR, "training_step"), 0), ((UnlabeledData, "prepare_data"), 2)])
+def test_of_the_ranks_of_srun_the_first_one_says_that_it_was_stopped(fit, monkeypatch, at, code):
+    """A second one that says 143 would have a run that has failed queued again: srun takes the largest code."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with monkeypatch.context() as patch:
+        send_in(patch, at, 1, signal.SIGTERM)
+        with pytest.raises(SystemExit) as left:
+            fit("run")
+    assert left.value.code == code
+
+
+def test_under_srun_an_error_stays_an_error_when_a_signal_follows(fit, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert fit("run", "--data.batch_size=0") == 2
+    assert signals.handlers() == signals.IGNORED
+    monkeypatch.delenv("SLURM_PROCID")
+    signals.restore({number: signal.SIG_DFL for number in signals.IGNORED})
+    assert fit("run", "--data.batch_size=0") == 2
+    assert set(signals.handlers().values()) == {signal.SIG_DFL}
+
+
 def test_after_the_last_step_there_is_nothing_to_stop(fit, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         send_in(patch, (SimCLR, "training_step"), 2 * BATCHES, signal.SIGTERM)

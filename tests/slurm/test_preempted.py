@@ -48,3 +48,18 @@ def test_preempted_three_times_on_two_nodes_ends_bit_identical(cluster):
     assert cluster.state(job)["Restarts"] == "3"
     assert faults(cluster.folder / "runs/whole", run_dir) == []
     assert len(list(run_dir.glob("config*.yaml"))) == 4
+
+
+def test_a_run_that_fails_on_two_nodes_is_not_queued_again(cluster):
+    """When a rank ends with an error, srun sends SIGTERM to the other one, which is just ending, or waits for the first."""
+    fit = ("--nodes=2", "--time=10", "--job-name=diverged", "fit", "-c", "tiny.yaml", "--model.learning_rate=1e38")
+    changed = "Expected the config that the run in runs/diverged began with, got changes"
+    for more, codes, message in (
+        ((), ["2:0"], "Expected finite weights, got others after step 1"),
+        (("--model.temperature=0.3",), ["2:0", "137:0"], changed),  # who waits for a connection hears SIGKILL alone
+    ):
+        job = cluster.submit(*fit, *more)
+        cluster.until_done(job)
+        state, log = cluster.state(job), (cluster.folder / f"slurm-{job}.out").read_text()
+        assert (state["JobState"], state["Restarts"]) == ("FAILED", "0") and state["ExitCode"] in codes, log
+        assert log.count(f"error: {message}") == 1
