@@ -1,6 +1,7 @@
 """Several jobs: an array of seeds, and a chain from images to scores."""
 
 import csv
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from csrtrain.models.weights import read_torch
 from csrtrain.runs.checkpoints import newest
 
 pytestmark = pytest.mark.slurm
+CHAIN = Path(__file__).parents[2] / "slurm/chain"
 
 
 def test_an_array_of_four_seeds_is_four_runs(cluster):
@@ -24,10 +26,9 @@ def test_an_array_of_four_seeds_is_four_runs(cluster):
 
 
 def test_a_chain_waits_for_a_requeued_job_and_ends_with_scores(cluster):
-    chain = Path(__file__).parents[2] / "slurm/chain"
     options = ("--time=10", "--signal=USR1@60")
     output = cluster.call(
-        *(chain, "runs/chain", *options, "fit", "-c", "tiny.yaml", "--trainer.max_epochs=2"),
+        *(CHAIN, "runs/chain", *options, "fit", "-c", "tiny.yaml", "--trainer.max_epochs=2"),
         *("then", *options, "fit", "-c", "nr_linear", "--data.manifest=ratings.csv", "--trainer.accelerator=cpu"),
         *("then", *options, "score", "images"),
     )
@@ -43,3 +44,23 @@ def test_a_chain_waits_for_a_requeued_job_and_ends_with_scores(cluster):
     assert cluster.state(pretrain)["Restarts"] == "1"
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert len(rows) == 35 and all(0 < float(row["score"]) < 100 and not row["error"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit -c a then score images", "got 2 of 3 parts"),
+        ("fit -c a then fit -c b then export runs/a", "Expected score in part 3, got export"),
+        ("--time=9 then fit -c b then score images", "Expected fit in part 1, got nothing"),
+    ],
+)
+def test_of_a_wrong_chain_no_job_is_submitted(cluster, words, message):
+    made = subprocess.run(
+        [CHAIN, "runs/wrong", *words.split()],
+        cwd=cluster.folder,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2 and message in made.stderr and not made.stdout
+    assert not (cluster.folder / "runs/wrong").exists()
