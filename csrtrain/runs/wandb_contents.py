@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from csrtrain.runs.places import is_place
+
 STEP = "trainer/global_step"  # Lightning's name of the x-axis
 SPECTRUM = "train/spectrum"
 
@@ -27,13 +29,6 @@ SETTINGS: dict[str, Any] = {
     "finish_timeout": 60.0,  # seconds; what was not sent stays in the run directory
 }
 
-# Keys of a config whose value is a path or may be one.
-_PATHS = frozenset(
-    ("root", "authentic", "labels", "cache_dir", "manifest", "triplets", "weights", "ckpt_path", "config")
-    + ("default_root_dir", "run_dir", "save_dir", "dir", "dirpath", "filename", "log_dir", "root_dir", "sub_dir")
-)
-_NO_PATHS = ("none", "imagenet", "samples:medical", "samples:natural")
-_FILES = (".safetensors", ".ckpt", ".csv", ".txt", ".lst", ".pt", ".pth", ".bin", ".yaml", ".yml", ".json")
 _HIDDEN = "<path>"
 _MOST_POINTS = 10_000  # of a scatter plot, as wandb draws them
 _MOST_BINS = 512  # of a histogram
@@ -45,12 +40,8 @@ def without_paths(config: Any, key: str = "") -> Any:
         return {name: without_paths(value, str(name)) for name, value in config.items()}
     if isinstance(config, list | tuple):
         return [without_paths(value, key) for value in config]
-    if isinstance(config, Path):
-        return _HIDDEN
-    if not isinstance(config, str) or config in _NO_PATHS:
-        return config
-    is_path = key in _PATHS or config.startswith("~") or config.lower().endswith(_FILES)
-    return _HIDDEN if is_path or "/" in config or "\\" in config else config
+    named = isinstance(config, Path) or (isinstance(config, str) and is_place(config, key))
+    return _HIDDEN if named else config
 
 
 class Points(NamedTuple):
