@@ -594,7 +594,8 @@ def main(argv: list[str] | None = None) -> int:
         if args[0] in _VERBS:
             return _VERBS[args[0]](args[1:])
     except KeyboardInterrupt:
-        print("interrupted: what was not yet written is not there, no file is half-written", file=sys.stderr)
+        more = "; the same command goes on from the newest checkpoint" if args[0] == "fit" else ""
+        print(f"interrupted: what was not yet written is not there, no file is half-written{more}", file=sys.stderr)
         return 130
     except Exception as error:
         return _explain(error)

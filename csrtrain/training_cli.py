@@ -246,6 +246,10 @@ class TrainingCLI(LightningCLI):
         """Train, or say that the run is complete."""
         try:
             self._fit(model, **kwargs)
+        except SystemExit as left:
+            if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes exit code 1 of it
+                raise KeyboardInterrupt from None
+            raise
         except (RuntimeError, ConnectionError, EOFError) as error:
             if self._resume is not None and "Error(s) in loading state_dict" in str(error):
                 raise ValueError(

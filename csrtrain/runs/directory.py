@@ -146,7 +146,18 @@ def check_config(run_dir: Path, config: dict[str, Any]) -> None:
         RunRefused: with the difference.
     """
     path = run_dir / "config.yaml"
-    if path.exists() and (lines := difference(yaml.safe_load(path.read_text()), config)):
+    if not path.exists():
+        return
+    try:
+        begun = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        begun = None
+    if not isinstance(begun, dict):
+        raise RunRefused(
+            f"Expected the config that the run began with in {path}, got a damaged file. Restore it (a copy is in "
+            "config.resume-*.yaml, if the run was resumed), or begin anew with --fresh."
+        )
+    if lines := difference(begun, config):
         raise RunRefused(
             f"Expected the config that the run in {run_dir} began with, got changes:\n" + "\n".join(lines) + "\n"
             "Undo them, begin anew with --fresh, or name another directory with --trainer.default_root_dir."

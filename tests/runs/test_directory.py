@@ -56,6 +56,13 @@ def test_a_change_that_matters_is_refused_with_the_difference(tmp_path, path, va
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
+@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe\x00"])
+def test_a_damaged_config_is_refused(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(directory.RunRefused, match="got a damaged file. Restore it"):
+        directory.check_config(tmp_path, CONFIG)
+
+
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from csrtrain.runs import directory\n"

@@ -124,6 +124,18 @@ def test_a_signal_before_training_ends_the_process(fit, monkeypatch, tmp_path):
     assert fit("run") == 0
 
 
+def test_the_keyboard_ends_a_run_with_130(fit, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with monkeypatch.context() as patch:
+            send_in(patch, (SimCLR, "training_step"), 6, signal.SIGINT)
+            assert fit("run") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "the same command goes on from the newest checkpoint" in capsys.readouterr().err
+    assert fit("run") == 0
+
+
 @pytest.mark.parametrize("at, code", [((SimCLR, "training_step"), 0), ((UnlabeledData, "prepare_data"), 2)])
 def test_of_the_ranks_of_srun_the_first_one_says_that_it_was_stopped(fit, monkeypatch, at, code):
     """A second one that says 143 would have a run that has failed queued again: srun takes the largest code."""
