@@ -1,6 +1,7 @@
 """The command line: LightningCLI for training, and one function per other verb."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -559,6 +560,7 @@ def _pictures_of_runs(
     return pictures, failed
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERBS = {
     "evaluate": _evaluate,
     "export": _export,
@@ -608,7 +610,10 @@ def _explain(error: Exception) -> int:
     text = str(error)
     if "Original Traceback" in str(error):  # raised in a loader process: the message is the end of a traceback
         text = text.rstrip().splitlines()[-1].partition("Error: ")[2]
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" for {error.filename}" if error.filename else ""
+        text = f"Expected room on the disk{where}, got {error.strerror}. Make room, and give the same command again."
+    elif isinstance(error, OSError) and error.filename:
         text = f"{error.strerror}: {error.filename}"
     elif type(error).__name__ != "MisconfigurationException" and not ("Expected " in text and ", got " in text):
         text = ""

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def fit(images, tmp_path):
         )
 
     return run
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,train/loss\n0,1.5\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (
+        f"error: Expected room on the disk for {tmp_path / 'r.html'}, got File too large. Make"
+        in capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_fit_says_what_came_out_and_the_same_command_goes_on(fit, images, tmp_path, capsys):

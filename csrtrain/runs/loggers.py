@@ -314,7 +314,9 @@ def _wandb_reachable() -> bool:
 
 def _run_id(path: Path) -> str:
     """The id that the run directory keeps, made at the first start."""
-    if not path.exists():
+    known = path.read_text().strip() if path.exists() else ""
+    if not known:
+        known = uuid.uuid4().hex[:8]
         path.parent.mkdir(parents=True, exist_ok=True)
-        bundle.write_atomically(path, uuid.uuid4().hex[:8].encode())
-    return path.read_text().strip()
+        bundle.write_atomically(path, known.encode())
+    return known

@@ -88,7 +88,8 @@ class RepresentationMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.spectrum is not None and self.spectrum.exists():
             lines = [line for line in self.spectrum.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines[1:] if int(line.partition(",")[0]) < trainer.global_step]
+            rows = [line for line in lines[1:] if line.partition(",")[0].isdigit()]  # a node that fails may leave NUL
+            kept = [row for row in rows if int(row.partition(",")[0]) < trainer.global_step]
             write_atomically(self.spectrum, "".join([*lines[:1], *kept]).encode())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

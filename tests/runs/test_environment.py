@@ -54,7 +54,7 @@ def test_spectrum_is_one_row_per_epoch_also_after_a_stop(fit, interrupt, rows, t
     with interrupt(3):
         fit(run, "--trainer.max_epochs=2", logger=None)
     text = (run / "spectrum.csv").read_text()
-    (run / "spectrum.csv").write_text(text + "3,0.25,0.1" if half_a_row else "")
+    (run / "spectrum.csv").write_text(text + "\0\0\n3,0.25,0.1" if half_a_row else "")
     assert fit(run, "--trainer.max_epochs=2", logger=None) == 0
     found = rows(run / "spectrum.csv")
     assert [row["step"] for row in found] == (["1", "3"] if half_a_row else ["3"])
