@@ -24,6 +24,7 @@ from csrtrain.cli import ALLOWED_IMPORTS
 from csrtrain.files import shown
 from csrtrain.quality import Head
 from csrtrain.runs import checkpoints, directory, signals
+from csrtrain.runs.batch_norm import SyncBatchNorms
 from csrtrain.runs.loggers import CsvLogger, Wandb, require
 from csrtrain.runs.monitors import KeepConfig, LabelProbe, Narrator, RepresentationMonitor
 from csrtrain.runs.nonfinite import StopOnNonFinite
@@ -204,6 +205,8 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             config["logger"].append(CsvLogger(run_dir))
         config["plugins"] = [*_as_list(config["plugins"]), checkpoints.AtomicCheckpointIO()]
+        if config["sync_batchnorm"]:
+            config["plugins"].append(SyncBatchNorms())
         if SLURMEnvironment.detect() and not any(isinstance(one, SLURMEnvironment) for one in config["plugins"]):
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # csrtrain.runs.signals does it
         config["use_distributed_sampler"] = False  # the data module shares the positions among the ranks itself

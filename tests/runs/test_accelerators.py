@@ -11,6 +11,7 @@ from csrtrain.cli import main
 from csrtrain.data.unlabeled import UnlabeledData
 from csrtrain.models.weights import read_torch
 from csrtrain.pretrain import CONTRIQUE, MoCo, SimCLR
+from csrtrain.runs.batch_norm import SyncBatchNorms
 from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, newest
 from csrtrain.runs.nonfinite import StopOnNonFinite
 
@@ -107,6 +108,21 @@ def test_batch_norm_across_gpus_of_simclr(images, tmp_path):
     arguments += ["--trainer.strategy=ddp", "--trainer.sync_batchnorm=true", "--trainer.max_epochs=1"]
     assert main([*arguments, f"--data.cache_dir={tmp_path}", "--data.min_epoch_length=64"]) == 0
     assert any("bn1.running_mean" in name for name in read_torch(newest(tmp_path / "run"))["state_dict"])
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_resnet", "test_efficientnet"])
+def test_batch_norm_across_ranks_keeps_the_activations(name):
+    torch.manual_seed(0)
+    model = SimCLR(**{**COMMON, "backbone": name}, size=32).eval()
+    x = torch.rand(2, 1, 64, 64)
+    before, weights = model.head(model.backbone.representation(x)), model.state_dict()
+    converted = SyncBatchNorms().apply(model)
+    norms = [m for m in converted.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
+    assert equal(converted.head(converted.backbone.representation(x)), before)
+    assert equal(converted.state_dict(), weights)
+    trainer = Trainer(accelerator="cpu", strategy="ddp", sync_batchnorm=True, plugins=[SyncBatchNorms()], logger=False)
+    assert isinstance(trainer.strategy._layer_sync, SyncBatchNorms)
 
 
 @pytest.mark.parametrize("config", ["medical_simclr", "medical_moco"])
