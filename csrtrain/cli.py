@@ -577,7 +577,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the `csrtrain` command.
 
     Returns:
-        0 all done, 1 some inputs failed and are listed, 2 wrong use, 130 stopped by the keyboard (as a shell says).
+        0 all done, 1 some inputs failed and are listed, 2 wrong use, 130 stopped by the keyboard (as a shell says). By
+        SystemExit: 143 for a training that a signal has stopped, see `csrtrain.runs.signals`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):

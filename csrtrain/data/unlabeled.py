@@ -216,6 +216,11 @@ class UnlabeledData(LightningDataModule):
                     f"Expected one image per row of {self.labels_path}, got {len(self.labelled_index)} images for "
                     f"{len(self.labels.values)} rows. Name slices of volumes as path#k."
                 )
+            if len(self.labelled_index) < world_size():
+                raise ValueError(
+                    f"Expected a labelled image for each of the {world_size()} devices in {self.labels_path}, got "
+                    f"{len(self.labelled_index)}. Add some, or leave data.labels out."
+                )
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(epoch_length,) index of the image at each position, a function of (seed, epoch).

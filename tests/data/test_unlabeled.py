@@ -292,6 +292,13 @@ def test_wrong_labels(images, text, match):
         read_labels(write_labels(images, text), "class", None)
 
 
+def test_a_device_without_a_labelled_image_is_refused(images, monkeypatch):
+    path = write_labels(images, "image,class\n0.png,a\n1.png,b\n")
+    monkeypatch.setattr("csrtrain.data.unlabeled.world_size", lambda: 4)
+    with pytest.raises(ValueError, match="Expected a labelled image for each of the 4 devices in .*, got 2. Add some"):
+        make(images, labels=path)
+
+
 def test_validation_shows_every_labelled_image_once(images):
     path = write_labels(images, "image,class\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(10)))
     data = make(images, labels=path)
