@@ -51,7 +51,7 @@ def test_preempted_three_times_on_two_nodes_ends_bit_identical(cluster):
 
 
 def test_a_run_that_fails_on_two_nodes_is_not_queued_again(cluster):
-    """When a rank ends with an error, srun sends SIGTERM to the other one, which is just ending, or waits for the first."""
+    """For the error of a rank srun sends SIGTERM to the other one, which is just ending, or waits for the first."""
     fit = ("--nodes=2", "--time=10", "--job-name=diverged", "fit", "-c", "tiny.yaml", "--model.learning_rate=1e38")
     changed = "Expected the config that the run in runs/diverged began with, got changes"
     for more, codes, message in (
