@@ -29,6 +29,7 @@ def images(tmp_path_factory):
 
 
 def make(method, **more):
+    seed_everything(0, verbose=False)
     if method == "simclr":
         return SimCLR(**COMMON, size=32, optimizer="sgd", **more)
     if method == "moco":

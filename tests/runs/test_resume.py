@@ -50,6 +50,7 @@ def test_pairwise_covers_every_pair():
 
 @pytest.mark.slow
 @pytest.mark.ddp
+@pytest.mark.filterwarnings("ignore:Passing over the damaged checkpoint")
 def test_one_run_of_each_fault(tmp_path):
     chosen = [
         *(faults.Case(kind, 1 + i % 2, 1 + i) for i, kind in enumerate(faults.KINDS)),
