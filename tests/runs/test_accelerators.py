@@ -140,12 +140,17 @@ def test_compiled_and_not_share_their_checkpoints(images, tmp_path, method):
     compiled = fit(make(method, compile=True), images, tmp_path / "compiled")
     assert list(compiled["state_dict"]) == list(plain["state_dict"])
     assert not any("_orig_mod" in name for name in compiled["state_dict"])
-    stop = "checkpoints/step-000000003.ckpt"
-    others = [
-        fit(make(method, compile=True), images, tmp_path / "a", resume=tmp_path / "plain" / stop),
-        fit(make(method), images, tmp_path / "b", resume=tmp_path / "compiled" / stop),
-    ]
-    for other in [compiled, *others]:
-        for name, value in plain["state_dict"].items():
+
+    def close(one, other, step):
+        """After a step from the same weights; in more of them rounding errors grow."""
+        a, b = (read_torch(tmp_path / run / f"checkpoints/step-{step:09d}.ckpt") for run in (one, other))
+        for name, value in a["state_dict"].items():
             if torch.is_tensor(value) and value.is_floating_point():
-                assert torch.allclose(value, other["state_dict"][name], atol=1e-3, rtol=1e-3), name
+                assert torch.allclose(value, b["state_dict"][name], atol=1e-3, rtol=1e-3), name
+
+    close("plain", "compiled", 1)
+    stop = "checkpoints/step-000000003.ckpt"
+    fit(make(method, compile=True), images, tmp_path / "a", resume=tmp_path / "plain" / stop)
+    fit(make(method), images, tmp_path / "b", resume=tmp_path / "compiled" / stop)
+    close("plain", "a", 4)
+    close("compiled", "b", 4)
