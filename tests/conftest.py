@@ -4,8 +4,10 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 torch.set_num_threads(1)
@@ -37,6 +39,18 @@ class NoHostReads(TorchDispatchMode):
     def _leaves_device(name, args, kwargs):
         source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
         return target is not None and torch.device(target).type == "cpu" and source.device.type != "cpu"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of 16 grey images of two classes, and its labels."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
+    (folder / "labels.csv").write_text("image,class\n" + "".join(f"{i:02d}.png,{i % 2}\n" for i in range(16)))
+    return folder
 
 
 @pytest.fixture

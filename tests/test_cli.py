@@ -30,17 +30,6 @@ SMALL = [
 
 
 @pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
-    (folder / "labels.csv").write_text("image,class\n" + "".join(f"{i:02d}.png,{i % 2}\n" for i in range(16)))
-    return folder
-
-
-@pytest.fixture
 def fit(images, tmp_path):
     def run(*arguments, config="medical_simclr"):
         return main(
@@ -122,6 +111,7 @@ def test_a_trial_leaves_nothing_that_binds_the_run(fit, tmp_path):
     assert fit() == 0
 
 
+@pytest.mark.slow
 def test_a_live_run_is_neither_joined_nor_moved_aside(fit, tmp_path, capsys):
     assert fit() == 0
     code = (
@@ -227,6 +217,7 @@ def test_check_data_counts_and_names_what_is_broken(images, capsys):
     assert "bad.png" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_gloo_ranks_train_and_end_with_the_weights_of_one(images, tmp_path):
     """Without batch-norm the number of devices does not change what is learned."""

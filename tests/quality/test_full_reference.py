@@ -285,6 +285,7 @@ def test_opinions_are_fitted_by_least_squares_of_weights_that_are_not_negative(r
     assert f"SRCC {results['test/srcc']:.3f}" in said and "with all weights alike SRCC" in said
 
 
+@pytest.mark.slow
 def test_dmos_is_the_same_the_other_way_round(ratings, write_table, tmp_path):
     assert fit_opinions(tmp_path, "--data.rating_range=[1,5]", run="mos") == 0
     write_table(tmp_path / "m.csv", [{"dmos": 20 - 4 * row.pop("mos"), **row} for row in ratings])  # 0 to 16, 0 is best

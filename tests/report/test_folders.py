@@ -145,13 +145,13 @@ def test_a_config_without_end_is_refused_at_once(tmp_path):
         f"a{k}: &a{k} {{x: *a{k - 1}, y: *a{k - 1}, z: *a{k - 1}}}" for k in range(1, 40)
     ]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match="without end"):
         read(tmp_path)
     (tmp_path / "config.yaml").write_text("a: &a\n  b: *a\n")
     with pytest.raises(ValueError, match="without end|damaged"):
         read(tmp_path)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_pipes_and_folders_in_the_place_of_files_are_passed_over(make_run):

@@ -4,9 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from csrtrain.cli import main
 from csrtrain.runs import wandb_contents
@@ -21,17 +19,6 @@ SMALL = [
     "--data.modality=mri",
     "--trainer.log_every_n_steps=1",
 ]
-
-
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
-    (folder / "labels.csv").write_text("image,class\n" + "".join(f"{i:02d}.png,{i % 2}\n" for i in range(16)))
-    return folder
 
 
 @pytest.fixture

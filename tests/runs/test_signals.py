@@ -5,11 +5,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
 
 from benchmarks.resume import faults
 from csrtrain.cli import main
@@ -27,17 +25,6 @@ def own_handlers():
     before = signals.handlers()
     yield
     signals.restore(before)
-
-
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((48, 48)).save(folder / f"{i:02d}.png")
-    (folder / "labels.csv").write_text("image,class\n" + "".join(f"{i:02d}.png,{i % 2}\n" for i in range(16)))
-    return folder
 
 
 @pytest.fixture
@@ -75,8 +62,8 @@ def send_in(monkeypatch, method, call, *numbers):
     [
         ((signal.SIGTERM,), (), 1, 1),
         ((signal.SIGTERM, signal.SIGTERM), (), 3, 3),
-        ((signal.SIGUSR1,), (), 6, 6),
-        ((signal.SIGUSR1, signal.SIGTERM), (), BATCHES, BATCHES),
+        pytest.param((signal.SIGUSR1,), (), 6, 6, marks=pytest.mark.slow),
+        pytest.param((signal.SIGUSR1, signal.SIGTERM), (), BATCHES, BATCHES, marks=pytest.mark.slow),
         ((signal.SIGTERM,), ("--trainer.accumulate_grad_batches=2",), 1, 1),
     ],
 )
@@ -98,7 +85,7 @@ def test_a_signal_is_answered_after_the_step_and_the_run_goes_on_exactly(
     assert len(parts) == len(whole)
 
 
-@pytest.mark.parametrize("call, step", [(1, None), (5, BATCHES)])
+@pytest.mark.parametrize("call, step", [pytest.param(1, None, marks=pytest.mark.slow), (5, BATCHES)])
 def test_a_signal_while_validating(fit, images, monkeypatch, tmp_path, call, step):
     """Four batches of the untrained backbone, and the fifth after epoch 0, which is saved."""
     labels = f"--data.labels={images / 'labels.csv'}"
@@ -203,6 +190,7 @@ def test_without_scontrol_the_job_script_has_to_requeue(tmp_path, monkeypatch, c
     assert "no scontrol" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rank_that_the_first_one_started_dies_with_it():
     parent = (
         "import os, subprocess, sys, time\n"
