@@ -13,7 +13,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import simplejpeg
-from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_description, keyword_dict
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -27,7 +27,7 @@ from csrtrain.data.raster import jpeg_size
 _SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, image and tile size
 _LOSSLESS_JPEG = (pydicom.uid.JPEGLossless, pydicom.uid.JPEGLosslessSV1)
 _STANDARD = re.compile(r"1\.2\.840\.10008(\.\d{1,3})+")
-_ELEMENTS = {name for _, _, name, _, _ in DicomDictionary.values()}
+_ELEMENTS = {dictionary_description(tag) for tag in keyword_dict.values()}
 _KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 

@@ -119,6 +119,11 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): config}
 
 
+def _is_config(content: Any) -> bool:
+    trainer = content.get("trainer", {}) if isinstance(content, dict) else None
+    return isinstance(trainer, dict) and isinstance(trainer.get("callbacks"), list | None)
+
+
 def _without_keepers(config: dict[str, Any]) -> dict[str, Any]:
     """Without callbacks that decide what is kept, and whether to go on; what a step computes is not theirs."""
     trainer = config.get("trainer") or {}
@@ -152,7 +157,7 @@ def check_config(run_dir: Path, config: dict[str, Any]) -> None:
         begun = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         begun = None
-    if not isinstance(begun, dict):
+    if not _is_config(begun):
         raise RunRefused(
             f"Expected the config that the run began with in {path}, got a damaged file. Restore it (a copy is in "
             "config.resume-*.yaml, if the run was resumed), or begin anew with --fresh."

@@ -56,7 +56,7 @@ def test_a_change_that_matters_is_refused_with_the_difference(tmp_path, path, va
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe\x00", b"trainer: 1", b"trainer: {callbacks: 1}"])
 def test_a_damaged_config_is_refused(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(directory.RunRefused, match="got a damaged file. Restore it"):
@@ -113,14 +113,15 @@ def test_a_requeued_job_waits_for_its_predecessor(tmp_path, monkeypatch, holder)
     directory.lock(tmp_path, wait=30).close()
 
 
-@pytest.mark.parametrize("job", ["18", "117", None])
-def test_another_job_does_not_wait(tmp_path, monkeypatch, holder, job):
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    if job:
-        monkeypatch.setenv("SLURM_JOB_ID", job)
+def test_another_job_does_not_wait(tmp_path, monkeypatch, holder):
     monkeypatch.setattr(directory.time, "sleep", lambda seconds: pytest.fail("waited"))
-    with pytest.raises(directory.RunRefused, match="of SLURM job 17"):
-        directory.lock(tmp_path)
+    for job in ("18", "117", None):
+        if job:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+        else:
+            monkeypatch.delenv("SLURM_JOB_ID")
+        with pytest.raises(directory.RunRefused, match="of SLURM job 17"):
+            directory.lock(tmp_path)
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
