@@ -3,7 +3,7 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs 44 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method simclr --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
-    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors --runs RUNS --write
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors NAME=BUNDLE ... --runs RUNS --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write
 
 train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
@@ -13,7 +13,7 @@ training split, its strength chosen by 5 folds by group inside it; SRCC on the p
 the images that share a group with a training image. Per subset fitted on that subset, and both together. Intervals:
 95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0.
 factors: short trainings of CONTRIQUE that differ in one thing, all of the same number of pixels, each in turn, and
-evaluated in the same way; what RUNS has already is not trained again.
+evaluated in the same way; what RUNS has already is not trained again. Beside them bundles, as of a longer training.
 domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of
 images, `csrtrain score` flags as out of domain.
 """
@@ -174,8 +174,10 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
     return found
 
 
-def factors(root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path]) -> harness.Result:
-    """Train every variant that RUNS lacks, and set each beside the first."""
+def factors(
+    root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path], bundles: dict[str, str]
+) -> harness.Result:
+    """Train every variant that RUNS lacks, and set each, and each bundle, beside the first."""
     features: dict[str, Array] = {}
     for name, (share, options) in FACTORS.items():
         slug = "short_" + name.replace(" ", "_").replace(".", "")
@@ -184,11 +186,12 @@ def factors(root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path
             length = ["--trainer.max_epochs", "-1", "--trainer.max_steps", str(round(STEPS * share))]
             bundle = train("contrique", root, runs, length, slug, options)
         features[name] = features_of(name, str(bundle), paths, runs)
+    features |= {name: features_of(name, bundle, paths, runs) for name, bundle in bundles.items()}
     first = next(iter(FACTORS))
     y = np.array([float(row["mos"]) for row in rows])
     groups = np.array([int(row["group"]) for row in rows])
     is_train = np.array([row["split"] == "train" for row in rows])
-    table: list[dict[str, Any]] = [{"training": name} for name in FACTORS]
+    table: list[dict[str, Any]] = [{"training": name} for name in features]
     for subset in ("ss01", "ss02", "both"):
         chosen = np.array([subset in ("both", row["subset"]) for row in rows])
         train_rows, group, mos = is_train[chosen], groups[chosen], y[chosen]
@@ -204,9 +207,10 @@ def factors(root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path
     notes = [
         f"{STEPS} steps of 32 images of 160 px, or as many pixels; one seed each, so differences below about 0.02 may "
         "be the seed's. The published test split, intervals: 95 %, paired bootstrap over groups.",
+        *(f"{name}: {harness.trained(bundle)}" for name, bundle in bundles.items()),
     ]
     title = "CONTRIQUE on BIQ2021, short trainings that differ in one thing"
-    command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors --runs RUNS --write"
+    command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors NAME=BUNDLE ... --runs RUNS --write"
     return harness.Result("biq2021_factors", title, table, notes, ("torch", "timm", "lightning"), command)
 
 
@@ -294,7 +298,7 @@ def main() -> None:
     rows = read_rows(root / "biq2021")
     paths = [root / "biq2021" / "images" / row["image"] for row in rows]
     if options.what == "factors":
-        result = factors(root, options.runs, rows, paths)
+        result = factors(root, options.runs, rows, paths, harness.named(options.bundles))
         result.show(options.write)
         return
     bundles = harness.named(options.bundles)

@@ -3,8 +3,8 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
 
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
-drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stage and size of the images (64, 128
-or 256 px) that agree best on the training triplets. Calibrated: a weight per channel, not negative, fitted to the
+drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stage and size of the images (64,
+128 or 256 px) that agree best on the training triplets. Calibrated: a weight per channel, not negative, fitted to the
 training triplets as `csrtrain fit -c fr_2afc` does. Agreement: the share of test triplets without a tie in votes whose
 majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma. Intervals: 95 %, bootstrap
 over references. "Beats" means that the interval of the paired difference excludes 0.
