@@ -6,7 +6,6 @@ patient data: nothing in it is run, and it can be shared. The same content gives
 
 import importlib.metadata
 import math
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from csrtrain.files import shown
+from csrtrain.files import shown, write_atomically
 from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_use, read_header
 from csrtrain.models import weights
 from csrtrain.models.backbone import PREFIX, Backbone, check_tensors, checked_arguments
@@ -433,24 +432,3 @@ def _check_normalisation(backbone: Backbone, arguments: dict[str, Any], path: st
 
 def _reason(error: Exception) -> str:
     return shown(" ".join(str(error).split()))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file in the same directory, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk names none, and the temporary one is nobody's
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -1,4 +1,7 @@
-"""Files from outside: what is opened at all. A pipe would be waited for without end, and a device has none."""
+"""Files from outside: what is opened at all. A pipe would be waited for without end, and a device has none.
+
+And files of ours: whole, or not there.
+"""
 
 import os
 import re
@@ -58,3 +61,24 @@ def shown(text: object) -> str:
     if short.isprintable():
         return short
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file in the same directory, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none, and the temporary one is nobody's
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

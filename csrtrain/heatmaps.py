@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from csrtrain import bundle
+from csrtrain.files import write_atomically
 
 _LONGEST = 1024  # px: side of a drawn heat-map
 _LONGEST_NAME = 200  # characters of a file name
@@ -53,7 +53,7 @@ def _write_map(path: Path, image: Tensor, values: Tensor, shown: Tensor, colors:
     """`path.npy` of values (h,w), and `path.png` of what is shown of them, 0 to 1, over a grey image (C,H,W)."""
     buffer = io.BytesIO()
     np.save(buffer, values.numpy())
-    bundle.write_atomically(path.with_name(f"{path.name}.npy"), buffer.getvalue())
+    write_atomically(path.with_name(f"{path.name}.npy"), buffer.getvalue())
     height, width = image.shape[1:]
     scale = min(1.0, _LONGEST / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -65,4 +65,4 @@ def _write_map(path: Path, image: Tensor, values: Tensor, shown: Tensor, colors:
     mixed = _OPAQUE * colored + (1 - _OPAQUE) * grey[..., None].numpy()
     buffer = io.BytesIO()
     Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-    bundle.write_atomically(path.with_name(f"{path.name}.png"), buffer.getvalue())
+    write_atomically(path.with_name(f"{path.name}.png"), buffer.getvalue())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrtrain import bundle
+from csrtrain.files import write_atomically
 from csrtrain.models.no_reference import NoReferenceMetric
 
 OPSET = 18
@@ -112,5 +112,5 @@ def export_onnx(metric: NoReferenceMetric, path: str | Path) -> float:
             worst = max(worst, float(np.abs(found - metric.score(x).numpy()).max()))
     if not worst <= _TOLERANCE:
         raise ValueError(f"Expected equal scores from ONNX, got a difference of {worst:.2g}. Report this as a fault.")
-    bundle.write_atomically(path, content)
+    write_atomically(path, content)
     return worst

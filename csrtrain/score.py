@@ -18,7 +18,7 @@ from csrtrain import bundle, headers
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
 from csrtrain.data.whole import WholeBatch, whole_images, whole_pairs
-from csrtrain.files import as_text
+from csrtrain.files import as_text, write_atomically
 from csrtrain.heatmaps import file_names, write_distances, write_scores
 from csrtrain.models.difference import DifferenceMetric
 from csrtrain.models.features import Contract, FrozenFeatures, tiles
@@ -111,7 +111,7 @@ def save_features(path: str | Path, extracted: Extracted, model: FrozenFeatures)
     path = Path(path)
     buffer = io.BytesIO()
     np.savez(buffer, paths=np.array(extracted.addresses), features=extracted.features, sizes=np.array(model.sizes))
-    bundle.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def score_images(
@@ -360,7 +360,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
         table.to_parquet(buffer, index=False)
     else:
         table.to_csv(buffer, index=False, float_format="%.7g")
-    bundle.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _heatmap_names(folder: str | Path | None, addresses: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from csrtrain import bundle
 from csrtrain.evaluate import plots
+from csrtrain.files import write_atomically
 
 TITLES = {
     "srcc": "SRCC",
@@ -46,7 +46,7 @@ def write(folder: str | Path, results: dict[str, Any]) -> list[Path]:
         **pictures,
     }
     for name, data in content.items():
-        bundle.write_atomically(folder / name, data)
+        write_atomically(folder / name, data)
     return [folder / name for name in content]
 
 

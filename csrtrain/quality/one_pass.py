@@ -17,6 +17,7 @@ from csrtrain import bundle
 from csrtrain.data.comparisons import Comparisons, PairBatch, PairGroups
 from csrtrain.data.decode import DecodeError
 from csrtrain.distributed import rank, world_size
+from csrtrain.files import write_atomically
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
 
@@ -144,7 +145,7 @@ def write_table(trainer: Trainer, name: str, header: list[str], lines: list[Any]
     if rank() == 0:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *lines])
-        bundle.write_atomically(Path(trainer.default_root_dir, name), text.getvalue().encode())
+        write_atomically(Path(trainer.default_root_dir, name), text.getvalue().encode())
 
 
 class Differences(NamedTuple):

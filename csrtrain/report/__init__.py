@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from csrtrain import bundle
+from csrtrain.files import write_atomically
 from csrtrain.report import folders
 from csrtrain.report.folders import Evaluation, Run
 from csrtrain.report.page import Picture, page
@@ -32,4 +32,4 @@ def write(
         pictures: to show of runs, by their name; none by default, because a page is passed on.
     """
     html = page(found, pictures or {}, time.time())
-    bundle.write_atomically(output, html.encode("utf-8", errors="replace"))
+    write_atomically(output, html.encode("utf-8", errors="replace"))

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from csrtrain.bundle import write_atomically
+from csrtrain.files import write_atomically
 from csrtrain.models.weights import read_torch
 from csrtrain.runs.agreement import gathered, raise_on_all
 from csrtrain.runs.nonfinite import StopOnNonFinite

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from csrtrain.bundle import write_atomically
+from csrtrain.files import write_atomically
 
 # Seconds that a requeued job waits for the end of its predecessor. An NFSv4 server keeps the locks of a node that has
 # gone for its lease, 90 s as a rule.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from csrtrain.bundle import write_atomically
+from csrtrain.files import write_atomically
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:

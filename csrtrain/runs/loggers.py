@@ -22,7 +22,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from csrtrain import bundle
-from csrtrain.bundle import write_atomically
+from csrtrain.files import write_atomically
 from csrtrain.runs import checkpoints
 from csrtrain.runs import wandb_contents as contents
 
@@ -318,5 +318,5 @@ def _run_id(path: Path) -> str:
     if not known:
         known = uuid.uuid4().hex[:8]
         path.parent.mkdir(parents=True, exist_ok=True)
-        bundle.write_atomically(path, known.encode())
+        write_atomically(path, known.encode())
     return known

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from csrtrain.batches import LabelledBatch
-from csrtrain.bundle import write_atomically
 from csrtrain.distributed import world_size
+from csrtrain.files import write_atomically
 from csrtrain.metrics.representation import RepresentationStatistics, knn_accuracy, knn_srcc
 from csrtrain.runs import directory, environment
 from csrtrain.runs.loggers import Wandb
