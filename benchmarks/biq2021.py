@@ -74,6 +74,13 @@ def read_rows(root: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def labels(rows: list[dict[str, str]]) -> tuple[Array, NDArray[np.int64], NDArray[np.bool_]]:
+    """(N,) MOS, group, and whether the row is for training."""
+    y = np.array([float(row["mos"]) for row in rows])
+    groups = np.array([int(row["group"]) for row in rows])
+    return y, groups, np.array([row["split"] == "train" for row in rows])
+
+
 def train(method: str, root: Path, runs: Path, length: list[str], name: str, others: list[str]) -> Path:
     """`csrtrain fit` and `csrtrain export` as a user types them; the bundle."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -137,9 +144,7 @@ def svr_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.
 
 def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """A row per set of test images and kind of features."""
-    y = np.array([float(row["mos"]) for row in rows])
-    groups = np.array([int(row["group"]) for row in rows])
-    is_train = np.array([row["split"] == "train" for row in rows])
+    y, groups, is_train = labels(rows)
     found: list[dict[str, Any]] = []
     for subset in ("ss01", "ss02", "both"):
         chosen = np.array([subset in ("both", row["subset"]) for row in rows])
@@ -174,6 +179,29 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
     return found
 
 
+def fewer_ratings(name: str, h: Array, rows: list[dict[str, str]]) -> str:
+    """What limits the harder subset: SRCC on its test images with fewer of its ratings, and with the other's."""
+    y, groups, is_train = labels(rows)
+    harder = np.array([row["subset"] == "ss02" for row in rows])
+    own, test = np.flatnonzero(is_train & harder), np.flatnonzero(~is_train & harder)
+
+    def srcc(train_rows: NDArray[np.int64]) -> float:
+        chosen = np.concatenate([train_rows, test])
+        scores, _ = ridge_scores(h[chosen], y[chosen], groups[chosen], is_train[chosen])
+        return float(spearmanr(scores, y[test]).statistic)
+
+    rng = np.random.default_rng(0)
+    found = [
+        f"{count} ratings {np.mean([srcc(rng.permutation(own)[:count]) for _ in range(5)]):.3f}"
+        for count in (100, 200, 400, 800)
+    ]
+    other = srcc(np.flatnonzero(is_train & ~harder))
+    return (
+        f"{name} on the test images of ss02, mean SRCC of 5 draws: {', '.join(found)}, all {len(own)} {srcc(own):.3f}; "
+        f"with the ratings of ss01 alone {other:.3f}."
+    )
+
+
 def factors(
     root: Path, runs: Path, rows: list[dict[str, str]], paths: list[Path], bundles: dict[str, str]
 ) -> harness.Result:
@@ -188,9 +216,7 @@ def factors(
         features[name] = features_of(name, str(bundle), paths, runs)
     features |= {name: features_of(name, bundle, paths, runs) for name, bundle in bundles.items()}
     first = next(iter(FACTORS))
-    y = np.array([float(row["mos"]) for row in rows])
-    groups = np.array([int(row["group"]) for row in rows])
-    is_train = np.array([row["split"] == "train" for row in rows])
+    y, groups, is_train = labels(rows)
     table: list[dict[str, Any]] = [{"training": name} for name in features]
     for subset in ("ss01", "ss02", "both"):
         chosen = np.array([subset in ("both", row["subset"]) for row in rows])
@@ -309,6 +335,8 @@ def main() -> None:
     if len(names) > 1:
         features[" + ".join(names[:2])] = np.concatenate([features[name] for name in names[:2]], axis=1)
     notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
+    if names:
+        notes.append(fewer_ratings(names[0], features[names[0]], rows))
     notes += [*options.note, "Features in bf16; whole images at full and half scale, each part of length 1."]
     title = "SRCC with opinion scores on BIQ2021 from frozen backbones and a ridge head"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write"
