@@ -149,6 +149,7 @@ def _described_contract(contract: Contract) -> dict[str, Any]:
         "scales": list(contract.scales),
         "l2": contract.l2,
         "crops": contract.crops,
+        "stages": None if contract.stages is None else list(contract.stages),
         "half_scale_filter": "bilinear_aa",
     }
 
@@ -225,12 +226,18 @@ def _rebuilt_features(
     for contract in header.features:
         if type(contract["crops"]) not in (int, type(None)):
             raise ValueError(f"features {contract!r}")
+        stages = contract.get("stages")  # not in bundles of before
+        if stages is not None and not (isinstance(stages, list) and all(type(stage) is int for stage in stages)):
+            raise ValueError(f"stages {stages!r}")
         check_use(contract["scales"], contract["l2"])
     if len(header.backbones) > _MOST_BACKBONES:
         raise ValueError(f"{len(header.backbones)} backbones")
     arguments = [checked_arguments({"backbone": one["arguments"]}, path) for one in header.backbones]
     backbones = [_built(one, tensors, f"features.backbones.{i}.", path) for i, one in enumerate(arguments)]
-    contracts = [Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"]) for f in header.features]
+    contracts = [
+        Contract(tuple(map(float, f["scales"])), f["l2"], f["crops"], f.get("stages") and tuple(f["stages"]))
+        for f in header.features
+    ]
     return FrozenFeatures(backbones, contracts), arguments
 
 

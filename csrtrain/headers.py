@@ -46,7 +46,8 @@ class MetricHeader:
     Attributes:
         backbones: of each, the arguments that rebuild it and what its own bundle says of its training.
         input: channels, range of the values, and the intensity window of the images.
-        features: of each backbone scales, l2, crops, and the filter that makes the smaller scales.
+        features: of each backbone scales, l2, crops, stages (none: the representation), and the filter that makes the
+            smaller scales.
         score: range and direction of the score, median score of pristine images (None where no rated image is one);
             name, range and direction of the ratings that it was fitted to.
         domain: anchors (how many training images are kept), neighbors (whose mean distance is measured).
@@ -77,7 +78,7 @@ class DistanceHeader:
         backbones: of each, the arguments that rebuild it and what its own bundle says of its training.
         input: channels, range of the values, and the intensity window of the images.
         features: of each backbone what is compared: stages of the feature maps, or of representations scales, l2,
-            crops, and the filter that makes the smaller scales.
+            crops, stages (none: the representation), and the filter that makes the smaller scales.
         distance: of ("maps" or "representations"), identical (distance of an image to itself: 0), direction,
             fitted_to ("ones": nothing, all weights are 1; "2afc"; or the name of the ratings), units of the ratings
             or none.

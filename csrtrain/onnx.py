@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csrtrain.files import write_atomically
+from csrtrain.models.features import pooled_features
 from csrtrain.models.no_reference import NoReferenceMetric
 
 OPSET = 18
@@ -46,8 +47,8 @@ class _Whole(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         found = []
         for backbone, contract, scale in self.metric.features.parts():
-            h = backbone.representation(images if scale == 1 else self._halved(images))
-            found.append(F.normalize(h, dim=1) if contract.l2 else h)
+            parts = pooled_features(backbone, contract, images if scale == 1 else self._halved(images))
+            found += [F.normalize(h, dim=1) for h in parts] if contract.l2 else parts
         return self.metric.score_of(torch.cat(found, dim=1))
 
     def _halved(self, x: Tensor) -> Tensor:

@@ -503,6 +503,27 @@ def test_weights_that_are_not_finite_or_no_floats(small, saved):
     assert bundle.load(saved).network.conv1[0].weight.dtype == torch.float32
 
 
+def test_stages_of_a_metric(small, saved):
+    made = NoReferenceMetric(FrozenFeatures([small], [Contract(stages=(1, 2))]), RatingScale(0, 1), 0).eval()
+    header = headers.MetricHeader(**bundle.described_metric(made, "header", {}, {}))
+    bundle.save(saved, made, header)
+    assert bundle.load(saved).features.contracts == (Contract(stages=(1, 2)),)
+    tensors = {name: value.contiguous() for name, value in made.state_dict().items()}
+    for wrong in ([1], [], [True, 2], "12", [1, 99], {"1": 2}):
+        header.features[0]["stages"] = wrong
+        safetensors.torch.save_file(tensors, saved, bundle.weights.metadata(asdict(header)))
+        with pytest.raises(ValueError, match="header of a metric in .*small.safetensors, got others: "):
+            bundle.load(saved)
+
+
+def test_a_metric_of_before_stages_loads(small, saved):
+    made = NoReferenceMetric(FrozenFeatures([small], [Contract()]), RatingScale(0, 1), 0).eval()
+    header = headers.MetricHeader(**bundle.described_metric(made, "header", {}, {}))
+    del header.features[0]["stages"]
+    bundle.save(saved, made, header)
+    assert bundle.load(saved).features.contracts == (Contract(),)
+
+
 def test_training_images_that_take_no_room_in_the_file(small, saved):
     rater = NoReferenceMetric(FrozenFeatures([small], [Contract()]), RatingScale(0, 1), 0)
     header = headers.MetricHeader(**bundle.described_metric(rater, "header", {}, {}))

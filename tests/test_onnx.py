@@ -21,7 +21,9 @@ def metric(contract=Contract(), channels=3, scale=RatingScale(1, 5)):  # noqa: B
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "made", [metric(), metric(Contract((0.5,), False), 1, RatingScale(0, 100, False, "dmos"))], ids=["rgb", "grey"]
+    "made",
+    [metric(), metric(Contract((0.5,), False), 1, RatingScale(0, 100, False, "dmos")), metric(Contract(stages=(1, 4)))],
+    ids=["rgb", "grey", "stages"],
 )
 def test_onnxruntime_gives_the_scores_of_torch(made, tmp_path):
     assert export_onnx(made, tmp_path / "m.onnx") < 1e-3

@@ -317,7 +317,8 @@ def _untrained_name(features: FrozenFeatures) -> str:
         assert isinstance(backbone, Backbone)
         scales = ", ".join(f"{scale:g}" for scale in contract.scales)
         crops = f", crops {contract.crops}" if contract.crops else ""
-        parts.append(f"{backbone.name} (scales {scales}{'' if contract.l2 else ', no L2'}{crops})")
+        stages = f", stages {', '.join(map(str, contract.stages))}" if contract.stages else ""
+        parts.append(f"{backbone.name} (scales {scales}{'' if contract.l2 else ', no L2'}{crops}{stages})")
     return f"untrained {' + '.join(parts)}"
 
 

@@ -2,7 +2,7 @@
 
 Each backbone sees the image at each of its scales; representations are L2-normalised where the backbone's contract says
 so, and stand side by side: backbone by backbone, scale by scale (CONTRIQUE, arXiv 2110.13266, section III-D; two
-backbones as in Re-IQA, arXiv 2304.00451).
+backbones as in Re-IQA, arXiv 2304.00451). The means of several stages in place of the representation are ours.
 """
 
 import copy
@@ -31,11 +31,14 @@ class Contract(NamedTuple):
     crops: side in pixels of five squares, the centre and the corners, that are used instead of the whole image at each
         scale (ARNIQA, arXiv 2310.14918); the mean of their representations is taken after the length, so that a linear
         head gives the mean of their five scores. A shorter image is continued by reflection (ours; there by zeros).
+    stages: of the `feature_maps`, counted from 0, whose means over places are used instead of the representation, each
+        divided by its own length.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5)
     l2: bool = True
     crops: int | None = None
+    stages: tuple[int, ...] | None = None
 
     @classmethod
     def declared_by(cls, backbone: Backbone) -> "Contract":
@@ -82,6 +85,13 @@ class FrozenFeatures(nn.Module):
                 raise ValueError(
                     f"Expected scales from 1/16 to 4 and crops of {_LEAST} px or more, got {contract}. Correct it."
                 )
+        for backbone, contract in zip(backbones, contracts, strict=True):
+            known = len(backbone.stage_channels) if contract.stages is not None else 0
+            if contract.stages is not None and _wrong_stages(contract.stages, known):
+                raise ValueError(
+                    f"Expected stages of {backbone.name} in order from 0 to {known - 1}, got {list(contract.stages)}. "
+                    "Name others."
+                )
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
         self.to(memory_format=torch.channels_last)
@@ -95,7 +105,7 @@ class FrozenFeatures(nn.Module):
     @property
     def sizes(self) -> list[int]:
         """Width of each part of the features, in their order."""
-        return [backbone.representation_dim for backbone, _, _ in self.parts()]
+        return [size for backbone, contract, _ in self.parts() for size in _sizes(backbone, contract)]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,C,H,W) uint8, or float in [0,1] -> (B,F) float32.
@@ -106,18 +116,20 @@ class FrozenFeatures(nn.Module):
         self._check(images)
         found = []
         for backbone, contract, scale in self.parts():
-            h = images.new_zeros((len(images), backbone.representation_dim), dtype=torch.float32)
+            sizes = _sizes(backbone, contract)
+            h = [images.new_zeros((len(images), size), dtype=torch.float32) for size in sizes]
             for piece in _pieces(images, contract, scale):
-                part = backbone.representation(_cut(images, piece, contract, scale)).float()
-                h = h + piece.share * (F.normalize(part, dim=1) if contract.l2 and contract.crops else part)
-            found.append(F.normalize(h, dim=1) if contract.l2 and not contract.crops else h)
+                parts = pooled_features(backbone, contract, _cut(images, piece, contract, scale))
+                for k, part in enumerate(parts):
+                    h[k] = h[k] + piece.share * (F.normalize(part, dim=1) if contract.l2 and contract.crops else part)
+            found += [F.normalize(one, dim=1) for one in h] if contract.l2 and not contract.crops else h
         return torch.cat(found, dim=1)
 
     def decompose(self, images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The features, and what each place of the images adds to their product with `weight`, exactly.
 
         A representation is the mean of the vectors of the last feature map, and both the mean and the division by the
-        length of the mean distribute over them: place p of n adds w . f_p / (n |h|).
+        length of the mean distribute over them: place p of n adds w . f_p / (n |h|). So with the means of other stages.
 
         Args:
             images: as for `forward`.
@@ -134,22 +146,27 @@ class FrozenFeatures(nn.Module):
         height, width = images.shape[2:]
         rows, columns = -(-height // _CELL), -(-width // _CELL)
         total = torch.zeros((len(images), rows, columns), device=images.device)
-        weights, found = torch.split(weight.float(), self.sizes), []
-        for (backbone, contract, scale), w in zip(self.parts(), weights, strict=True):
-            part, h = torch.zeros_like(total), total.new_zeros((len(images), len(w)))
+        weights, found = iter(torch.split(weight.float(), self.sizes)), []
+        for backbone, contract, scale in self.parts():
+            own = list(itertools.islice(weights, len(_sizes(backbone, contract))))
+            parts = [torch.zeros_like(total) for _ in own]
+            h = [total.new_zeros((len(images), len(w))) for w in own]
             for piece in _pieces(images, contract, scale):
-                f = backbone.pooled_map(_cut(images, piece, contract, scale)).float()  # (B,D,r,c)
-                with torch.autocast(images.device.type, enabled=False):
-                    mean = f.mean((2, 3))
-                    length = _length(mean) if contract.l2 and contract.crops else torch.ones_like(mean[:, :1])
-                    local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel()) / length[:, :, None]
-                    down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
-                    right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
-                    part = part + down.T @ local @ right
-                    h = h + piece.share * mean / length
-            length = _length(h) if contract.l2 and not contract.crops else torch.ones_like(h[:, :1])
-            total = total + part / length[:, :, None]
-            found.append(h / length)
+                maps = _maps(backbone, contract, _cut(images, piece, contract, scale))
+                for k, (f, w) in enumerate(zip(maps, own, strict=True)):  # f: (B,D,r,c)
+                    with torch.autocast(images.device.type, enabled=False):
+                        f = f.float()
+                        mean = f.mean((2, 3))
+                        length = _length(mean) if contract.l2 and contract.crops else torch.ones_like(mean[:, :1])
+                        local = torch.einsum("bdrc,d->brc", f, w) * (piece.share / f[0, 0].numel()) / length[:, :, None]
+                        down = _overlap(piece.top, piece.bottom, f.shape[2], height, rows).to(local)
+                        right = _overlap(piece.left, piece.right, f.shape[3], width, columns).to(local)
+                        parts[k] = parts[k] + down.T @ local @ right
+                        h[k] = h[k] + piece.share * mean / length
+            for part, one in zip(parts, h, strict=True):
+                length = _length(one) if contract.l2 and not contract.crops else torch.ones_like(one[:, :1])
+                total = total + part / length[:, :, None]
+                found.append(one / length)
         return torch.cat(found, dim=1), total
 
     def folded(self) -> "FrozenFeatures":
@@ -173,6 +190,33 @@ class FrozenFeatures(nn.Module):
             assert isinstance(backbone, Backbone)
             for scale in contract.scales:
                 yield backbone, contract, scale
+
+
+def _wrong_stages(stages: Sequence[int], known: int) -> bool:
+    return not stages or list(stages) != sorted(set(stages) & set(range(known)))
+
+
+def _sizes(backbone: Backbone, contract: Contract) -> list[int]:
+    """Widths of what a backbone gives at one scale."""
+    if contract.stages is None:
+        return [backbone.representation_dim]
+    channels = backbone.stage_channels
+    return [channels[stage] for stage in contract.stages]
+
+
+def _maps(backbone: Backbone, contract: Contract, x: Tensor) -> list[Tensor]:
+    """(B,D,h,w) each, whose means `pooled_features` gives."""
+    if contract.stages is None:
+        return [backbone.pooled_map(x)]
+    maps = backbone.feature_maps(x)
+    return [maps[stage] for stage in contract.stages]
+
+
+def pooled_features(backbone: Backbone, contract: Contract, x: Tensor) -> list[Tensor]:
+    """(B,D) float32 each: the representation, or the means of the stages."""
+    if contract.stages is None:
+        return [backbone.representation(x).float()]
+    return [f.mean((2, 3), dtype=torch.float32) for f in _maps(backbone, contract, x)]
 
 
 def _length(h: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Difference(LightningModule):
         scales: of the image; by default those of each bundle.
         l2: divide each representation by its length; by default as each bundle says.
         crops: side in pixels of five squares instead of the whole image.
+        stages: of the feature maps, counted from 0, whose means are used instead of the representation.
         alphas: strengths of ridge regression to choose from.
         folds: of whole groups, inside train.
         weights: of timm names: `none` (untrained), a path, or `imagenet` (from a local cache).
@@ -41,6 +42,7 @@ class Difference(LightningModule):
         scales: list[float] | None = None,
         l2: bool | None = None,
         crops: int | None = None,
+        stages: list[int] | None = None,
         alphas: list[float] | None = None,
         folds: int = 5,
         weights: str = "none",
@@ -49,7 +51,7 @@ class Difference(LightningModule):
         self.automatic_optimization = False  # the weights are solved for; DDP wants one to train
         if folds < 2:
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
-        features = one_pass.frozen_features(backbone, channels, scales, l2, crops, weights)
+        features = one_pass.frozen_features(backbone, channels, scales, l2, crops, stages, weights)
         self.window = one_pass.common_window(features.backbones)
         self.metric = DifferenceMetric(features)
         self.metric.weight.requires_grad_(True)

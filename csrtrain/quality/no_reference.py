@@ -42,6 +42,7 @@ class NoReference(LightningModule):
         scales: of the image; by default those of each bundle.
         l2: divide each representation by its length; by default as each bundle says.
         crops: side in pixels of five squares instead of the whole image (224 in ARNIQA, arXiv 2310.14918).
+        stages: of the feature maps, counted from 0, whose means are used instead of the representation.
         alphas: strengths of ridge regression to choose from.
         folds: of whole groups, inside train.
         learning_curve: also fit to 20, 40, 80, ... of the training ratings, ten times each, and write SRCC on the test
@@ -56,6 +57,7 @@ class NoReference(LightningModule):
         scales: list[float] | None = None,
         l2: bool | None = None,
         crops: int | None = None,
+        stages: list[int] | None = None,
         alphas: list[float] | None = None,
         folds: int = 5,
         learning_curve: bool = False,
@@ -65,7 +67,7 @@ class NoReference(LightningModule):
         self.automatic_optimization = False  # the head is solved for; DDP wants a parameter that could be trained
         if folds < 2:
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
-        features = one_pass.frozen_features(backbone, channels, scales, l2, crops, weights)
+        features = one_pass.frozen_features(backbone, channels, scales, l2, crops, stages, weights)
         self.window = one_pass.common_window(features.backbones)
         self.metric = NoReferenceMetric(features, RatingScale(0, 1))
         self.alphas = tuple(alphas or ridge.ALPHAS)

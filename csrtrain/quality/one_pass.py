@@ -35,6 +35,7 @@ def frozen_features(
     scales: list[float] | None,
     l2: bool | None,
     crops: int | None,
+    stages: list[int] | None,
     weights: str,
 ) -> FrozenFeatures:
     """Backbones, each used as its bundle says or as given; arguments as for `csrtrain.quality.NoReference`."""
@@ -43,7 +44,8 @@ def frozen_features(
     for one in backbones:
         declared = Contract.declared_by(one)
         used = declared.scales if scales is None else tuple(float(scale) for scale in scales)
-        contracts.append(Contract(used, declared.l2 if l2 is None else l2, crops))
+        chosen = None if stages is None else tuple(stages)
+        contracts.append(Contract(used, declared.l2 if l2 is None else l2, crops, chosen))
     return FrozenFeatures(backbones, contracts)
 
 

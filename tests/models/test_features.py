@@ -44,6 +44,33 @@ def test_several_backbones_and_contracts(backbone, images):
     assert model.sizes == [other.representation_dim, *[backbone.representation_dim] * 2]
 
 
+def test_means_of_stages_each_of_length_one(backbone, images):
+    model = FrozenFeatures([backbone], [Contract((1.0, 0.5), stages=(1, 3))])
+    half = F.interpolate(images, (35, 45), mode="bilinear", antialias=True)
+    expected = []
+    for x in (images, half):
+        maps = backbone.feature_maps(x)
+        expected += [maps[k].flatten(2).mean(2) / maps[k].flatten(2).mean(2).norm(dim=1, keepdim=True) for k in (1, 3)]
+    torch.testing.assert_close(model(images), torch.cat(expected, 1), atol=1e-6, rtol=1e-5)
+    assert model.sizes == [backbone.stage_channels[k] for k in (1, 3)] * 2
+    folded = model.folded()
+    torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images).dtype == torch.float32
+
+
+def test_the_last_stage_of_a_resnet_is_its_representation(backbone, images):
+    last = len(backbone.stage_channels) - 1
+    one, other = (FrozenFeatures([backbone], [Contract(stages=stages)])(images) for stages in (None, (last,)))
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stages", [(), (0, 5), (-1,), (1, 1), (2, 0)])
+def test_stages_that_there_are_not(backbone, stages):
+    with pytest.raises(ValueError, match=r"Expected stages of test_resnet in order from 0 to 4, got \["):
+        FrozenFeatures([backbone], [Contract(stages=stages)])
+
+
 def test_large_images_go_in_tiles_weighted_by_area(backbone, images, monkeypatch):
     monkeypatch.setattr(features, "TILE", 48)
     model = FrozenFeatures([backbone], [Contract((1.0,), False)])
@@ -76,7 +103,14 @@ def _corners(height, width, side):
 
 @pytest.mark.parametrize(
     "contract",
-    [Contract(), Contract((1.0, 0.5, 0.7), False), Contract((1.0, 0.5), True, 40), Contract((0.5,), False, 40)],
+    [
+        Contract(),
+        Contract((1.0, 0.5, 0.7), False),
+        Contract((1.0, 0.5), True, 40),
+        Contract((0.5,), False, 40),
+        Contract(stages=(0, 2, 4)),
+        Contract((0.5,), True, 40, (1, 3)),
+    ],
 )
 @pytest.mark.parametrize("shape", [(2, 3, 97, 130), (1, 3, 20, 150), (1, 3, 130, 129)])
 def test_the_decomposition_sums_to_the_product(backbone, contract, shape, monkeypatch):

@@ -159,6 +159,16 @@ def test_five_crops(rows, tmp_path):
     assert exported(tmp_path).features.contracts == (Contract((1.0,), True, 32),)
 
 
+def test_the_means_of_stages(rows, tmp_path):
+    assert fit(tmp_path, "--model.stages=[1, 4]") == 0
+    metric = exported(tmp_path)
+    backbone = metric.features.backbones[0]
+    assert metric.features.contracts == (Contract(stages=(1, 4)),)
+    assert metric.head.in_features == 2 * sum(backbone.stage_channels[k] for k in (1, 4))
+    x = decode.read(str(tmp_path / rows[0]["path"]))[None]
+    torch.testing.assert_close(metric.heatmap(x).sum((1, 2)), metric.score(x), atol=1e-3, rtol=0)
+
+
 def test_dmos_grey_images_and_a_declared_range(tmp_path):
     rows = write_images(tmp_path, channels=1)
     save_bundle(tmp_path / "a.safetensors", channels=1)
@@ -206,6 +216,7 @@ def test_a_broken_image_is_named(rows, tmp_path, capsys):
     [
         ("--model.folds=1", "model.folds >= 2, got 1"),
         ("--model.crops=8", "crops of 32 px or more"),
+        ("--model.stages=[3, 9]", r"stages of test_resnet in order from 0 to 4, got \[3, 9\]"),
         ("--data.rating_range=[5, 1]", "data.rating_range as .low, high., got .5.0, 1.0"),
         ("--data.rating_range=[3, 4]", "is outside of 3 to 4"),
         ("--data.batch_size=0", "data.batch_size >= 1"),
