@@ -8,10 +8,11 @@
 
 train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
 `DIR/biq2021` as authentic ones; SimCLR and MoCo on the same images at the 96 px and batch 64 of their configs.
-evaluate: features of full and half scale of every whole image (kept in RUNS), ridge regression on the published
-training split, its strength chosen by 5 folds by group inside it; SRCC on the published test split, and on that less
-the images that share a group with a training image. Per subset fitted on that subset, and both together. Intervals:
-95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0.
+evaluate: features of full and half scale of every whole image (kept in RUNS), of the last feature map and of all
+(`model.stages`; so the untrained control), ridge regression on the published training split, its strength chosen by 5
+folds by group inside it; SRCC on the published test split, and on that less the images that share a group with a
+training image. Per subset fitted on that subset, and both together. Intervals: 95 %, bootstrap over groups of test
+images. "Beats" means that the interval of the paired difference excludes 0.
 factors: short trainings of CONTRIQUE that differ in one thing, all of the same number of pixels, each in turn, and
 evaluated in the same way; what RUNS has already is not trained again. Beside them bundles, as of a longer training.
 domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of
@@ -52,6 +53,8 @@ BATCH = 8
 FOLDS = 5
 DRAWS = 2000
 CONTROLS = ("untrained", "BRISQUE + SVR")
+STAGES = (0, 1, 2, 3, 4)
+ALL = ", all stages"
 Array = NDArray[np.float64]
 
 STEPS = 240
@@ -63,7 +66,6 @@ FACTORS: dict[str, tuple[float, list[str]]] = {
     "224 px": ((160 / 224) ** 2, ["--model.size", "224", "--data.load_size", "448"]),
     "authentic 0.25": (1, ["--data.authentic_fraction", "0.25"]),
     "authentic 0.75": (1, ["--data.authentic_fraction", "0.75"]),
-    "AdamW": (1, ["--model.optimizer", "adamw", "--model.learning_rate", "0.001", "--model.weight_decay", "0.01"]),
 }
 """What a short training does otherwise: its share of STEPS, for the same number of pixels, and the options."""
 
@@ -103,9 +105,9 @@ def train(method: str, root: Path, runs: Path, length: list[str], name: str, oth
 
 
 @torch.no_grad()
-def representations(backbone: Backbone, paths: list[Path]) -> Array:
-    """(N,2D) features of full and half scale of whole images; neighbours of one size go together."""
-    model, found = FrozenFeatures([backbone], [Contract()]).folded(), []
+def representations(backbone: Backbone, paths: list[Path], contract: Contract) -> Array:
+    """(N,F) features of full and half scale of whole images; neighbours of one size go together."""
+    model, found = FrozenFeatures([backbone], [contract]).folded(), []
     images = (decode.to_channels(decode.read(str(path)), 3) for path in track(paths, "Features"))
     for _, alike in itertools.groupby(images, key=lambda image: image.shape):
         while batch := list(itertools.islice(alike, BATCH)):
@@ -114,17 +116,20 @@ def representations(backbone: Backbone, paths: list[Path]) -> Array:
     return np.concatenate(found)
 
 
-def features_of(name: str, bundle: str | None, paths: list[Path], runs: Path) -> Array:
-    """(N,D) features of a bundle, or of a control, kept in RUNS for the next call with the same bundle and images."""
+def features_of(
+    name: str, bundle: str | None, paths: list[Path], runs: Path, stages: tuple[int, ...] | None = None
+) -> Array:
+    """(N,F) features of a bundle, or of a control, kept in RUNS for the next call with the same bundle and images."""
     digest = hashlib.sha256(Path(bundle).read_bytes() if bundle else name.encode())
-    digest.update("".join(str(path) for path in paths).encode())
+    digest.update("".join(str(path) for path in paths).encode() + bytes(stages or ()))
     kept = runs / f"features-{digest.hexdigest()[:16]}.npy"
     if not kept.exists():
         if name == "BRISQUE + SVR":
             found = np.stack([brisque_features(decode.read(str(path))).numpy() for path in track(paths)])
         else:
             torch.manual_seed(0)
-            found = representations(csrtrain.load(bundle) if bundle else Backbone("resnet18"), paths)
+            backbone = csrtrain.load(bundle) if bundle else Backbone("resnet18")
+            found = representations(backbone, paths, Contract(stages=stages))
         runs.mkdir(parents=True, exist_ok=True)
         np.save(kept, found)
     return np.asarray(np.load(kept), dtype=np.float64)
@@ -171,8 +176,9 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
                     "alpha": alphas.get(name),
                 }
                 for control in CONTROLS:
-                    if name not in CONTROLS:
-                        low, high = np.percentile(draws[name] - draws[control], [2.5, 97.5])
+                    if name.removesuffix(ALL) not in CONTROLS:
+                        of = control + ALL if name.endswith(ALL) and control == "untrained" else control
+                        low, high = np.percentile(draws[name] - draws[of], [2.5, 97.5])
                         row[f"minus {control}"] = f"[{low:+.3f}, {high:+.3f}]"
                         row[f"beats {control}"] = bool(low > 0)
                 found.append(row)
@@ -330,10 +336,14 @@ def main() -> None:
     bundles = harness.named(options.bundles)
     if set(bundles) & set(CONTROLS):
         raise SystemExit(f"Expected names of bundles other than {' and '.join(CONTROLS)}. Choose others.")
-    features = {name: features_of(name, bundles.get(name), paths, options.runs) for name in (*CONTROLS, *bundles)}
-    names = list(bundles)
-    if len(names) > 1:
-        features[" + ".join(names[:2])] = np.concatenate([features[name] for name in names[:2]], axis=1)
+    names, features = list(bundles), {}
+    for suffix, stages in (("", None), (ALL, STAGES)):
+        for name in (*CONTROLS, *names):
+            if not (suffix and name == "BRISQUE + SVR"):
+                features[name + suffix] = features_of(name, bundles.get(name), paths, options.runs, stages)
+        if len(names) > 1:
+            both = [features[name + suffix] for name in names[:2]]
+            features[" + ".join(names[:2]) + suffix] = np.concatenate(both, axis=1)
     notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     if names:
         notes.append(fewer_ratings(names[0], features[names[0]], rows))
