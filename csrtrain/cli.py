@@ -232,6 +232,7 @@ def _features(args: list[str]) -> int:
     parser.add_argument("--column", default="path", help="column of paths in a CSV file; default: path")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.5], help="of the image; default: 1 0.5")
     parser.add_argument("--no-l2", action="store_true", help="keep the length of each representation")
+    parser.add_argument("--stages", type=int, nargs="+", help="means of these feature maps, not the representation")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -246,7 +247,9 @@ def _features(args: list[str]) -> int:
     from csrtrain import score
     from csrtrain.data.index import addresses_of
 
-    model = score.load_features(options.bundles, tuple(options.scales), not options.no_l2)
+    model = score.load_features(
+        options.bundles, tuple(options.scales), not options.no_l2, options.stages and tuple(options.stages)
+    )
     addresses = addresses_of(options.images, options.column, options.slice_axis)
     extracted = score.extract(
         model,

@@ -45,18 +45,21 @@ class Extracted(NamedTuple):
 
 
 def load_features(
-    paths: Sequence[str | Path], scales: tuple[float, ...] = (1.0, 0.5), l2: bool = True
+    paths: Sequence[str | Path],
+    scales: tuple[float, ...] = (1.0, 0.5),
+    l2: bool = True,
+    stages: tuple[int, ...] | None = None,
 ) -> FrozenFeatures:
-    """The backbones of bundles as one extractor of features, side by side.
+    """The backbones of bundles as one extractor of features, side by side; see `csrtrain.models.features.Contract`.
 
     Raises:
-        ValueError: a file is no bundle, or their channels or windows differ.
+        ValueError: a file is no bundle, or their channels or windows differ, or there are no such stages.
     """
     backbones = [bundle.load_backbone(path) for path in paths]
     windows = {str(backbone.header.input["window"]) for backbone in backbones}
     if len(windows) > 1:
         raise ValueError(f"Expected bundles of one intensity window, got {', '.join(sorted(windows))}. Use others.")
-    return FrozenFeatures(backbones, [Contract(scales, l2)] * len(backbones))
+    return FrozenFeatures(backbones, [Contract(scales, l2, stages=stages)] * len(backbones))
 
 
 def window_of(path: str | Path) -> Window:

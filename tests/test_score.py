@@ -62,6 +62,17 @@ def test_several_bundles_scales_and_lengths(folder):
     assert abs(np.linalg.norm(first.features[0]) - 1) > 1e-3
 
 
+def test_means_of_stages(folder, capsys):
+    out, arguments = folder / "f.npz", ["features", str(folder / "a.safetensors"), str(folder / "images")]
+    assert main([*arguments, "-o", str(out), "--workers", "0", "--stages", "0", "3"]) == 0
+    channels = bundle.load(folder / "a.safetensors").stage_channels
+    assert np.load(out)["sizes"].tolist() == [channels[0], channels[3]] * 2
+    before = out.read_bytes()
+    assert main([*arguments, "-o", str(out), "--workers", "0", "--stages", "9"]) == 2
+    assert "Expected stages of test_resnet in order from 0 to 4, got [9]" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
 def test_broken_images_are_listed_and_nothing_else_is_lost(folder, capsys):
     (folder / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     out = folder / "f.npz"
