@@ -79,18 +79,17 @@ class FrozenFeatures(nn.Module):
         channels = sorted({backbone.channels for backbone in backbones})
         if len(channels) > 1:
             raise ValueError(f"Expected backbones of the same channels, got {channels}. Use others.")
-        for contract in contracts:
-            scales = contract.scales
+        for backbone, contract in zip(backbones, contracts, strict=True):
+            scales, stages = contract.scales, contract.stages
             if not scales or not all(1 / 16 <= s <= 4 for s in scales) or (contract.crops or _LEAST) < _LEAST:
                 raise ValueError(
                     f"Expected scales from 1/16 to 4 and crops of {_LEAST} px or more, got {contract}. Correct it."
                 )
-        for backbone, contract in zip(backbones, contracts, strict=True):
-            known = len(backbone.stage_channels) if contract.stages is not None else 0
-            if contract.stages is not None and _wrong_stages(contract.stages, known):
+            known = 0 if stages is None else len(backbone.stage_channels)
+            if stages is not None and (not stages or list(stages) != sorted(set(stages) & set(range(known)))):
                 raise ValueError(
-                    f"Expected stages of {backbone.name} in order from 0 to {known - 1}, got {list(contract.stages)}. "
-                    "Name others."
+                    f"Expected stages of {backbone.name} in order from 0 to {known - 1}, got {list(stages)}. Name "
+                    "others."
                 )
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
@@ -190,10 +189,6 @@ class FrozenFeatures(nn.Module):
             assert isinstance(backbone, Backbone)
             for scale in contract.scales:
                 yield backbone, contract, scale
-
-
-def _wrong_stages(stages: Sequence[int], known: int) -> bool:
-    return not stages or list(stages) != sorted(set(stages) & set(range(known)))
 
 
 def _sizes(backbone: Backbone, contract: Contract) -> list[int]:
