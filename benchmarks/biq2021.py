@@ -8,8 +8,8 @@
 
 train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
 `DIR/biq2021` as authentic ones; SimCLR and MoCo on the same images at the 96 px and batch 64 of their configs.
-evaluate: features of full and half scale of every whole image (kept in RUNS), of the last feature map and of all
-(`model.stages`; so the untrained control), ridge regression on the published training split, its strength chosen by 5
+evaluate: features of full and half scale of every whole image (kept in RUNS), of the last feature map and of all but
+that of the stem (`model.stages`; so the untrained control), ridge regression on the published training split, its strength chosen by 5
 folds by group inside it; SRCC on the published test split, and on that less the images that share a group with a
 training image. Per subset fitted on that subset, and both together. Intervals: 95 %, bootstrap over groups of test
 images. "Beats" means that the interval of the paired difference excludes 0.
@@ -53,7 +53,7 @@ BATCH = 8
 FOLDS = 5
 DRAWS = 2000
 CONTROLS = ("untrained", "BRISQUE + SVR")
-STAGES = (0, 1, 2, 3, 4)
+STAGES = (1, 2, 3, 4)
 ALL = ", all stages"
 Array = NDArray[np.float64]
 
