@@ -8,11 +8,11 @@
 
 train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
 `DIR/biq2021` as authentic ones; SimCLR and MoCo on the same images at the 96 px and batch 64 of their configs.
-evaluate: features of full and half scale of every whole image (kept in RUNS), of the last feature map and of all but
-that of the stem (`model.stages`; so the untrained control), ridge regression on the published training split, its strength chosen by 5
-folds by group inside it; SRCC on the published test split, and on that less the images that share a group with a
-training image. Per subset fitted on that subset, and both together. Intervals: 95 %, bootstrap over groups of test
-images. "Beats" means that the interval of the paired difference excludes 0.
+evaluate: features of full and half scale of every whole image (kept in RUNS), of the last stage and of all stages but
+the stem (`model.stages`; so the untrained control), ridge regression on the published training split, its strength
+chosen by 5 folds by group inside it; SRCC on the published test split, and on that less the images that share a group
+with a training image. Per subset fitted on that subset, and both together. Intervals: 95 %, bootstrap over groups of
+test images. "Beats" means that the interval of the paired difference excludes 0.
 factors: short trainings of CONTRIQUE that differ in one thing, all of the same number of pixels, each in turn, and
 evaluated in the same way; what RUNS has already is not trained again. Beside them bundles, as of a longer training.
 domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of

@@ -383,8 +383,9 @@ def _checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"Expected plain data as the description in {path}, got {error}. Use another copy.") from None
     if not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"Expected names of tensors in {path}, got others. Use another copy.")
-    weights.check_tensors(tensors, path)
-    return described, tensors
+    used = {name: value for name, value in tensors.items() if name.startswith((PREFIX, _METRIC))}
+    weights.check_tensors(used, path)
+    return described, used
 
 
 def _all_fields(described: dict[str, Any], kind: type[Header], path: str | Path) -> dict[str, Any]:

@@ -128,8 +128,16 @@ def test_a_live_run_is_neither_joined_nor_moved_aside(fit, tmp_path, capsys):
     assert not (tmp_path / "run.old-1").exists()
 
 
-def test_export_makes_a_bundle_that_loads(fit, tmp_path, capsys):
-    assert fit() == 0
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ("medical_simclr", []),
+        ("medical_moco", ["--model.queue_size=20"]),
+        ("medical_contrique", ["--model.size=24", "--data.load_size=48"]),
+    ],
+)
+def test_export_makes_a_bundle_that_loads(fit, tmp_path, capsys, config, more):
+    assert fit(*more, config=config) == 0
     bundle = tmp_path / "backbone.safetensors"
     assert main(["export", str(tmp_path / "run"), "-o", str(bundle)]) == 0
     import csrtrain
