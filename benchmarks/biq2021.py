@@ -2,6 +2,7 @@
 
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs 44 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method simclr --epochs 25 --runs RUNS
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method moco --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors NAME=BUNDLE ... --runs RUNS --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write

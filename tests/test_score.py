@@ -69,7 +69,7 @@ def test_means_of_stages(folder, capsys):
     assert np.load(out)["sizes"].tolist() == [channels[0], channels[3]] * 2
     before = out.read_bytes()
     assert main([*arguments, "-o", str(out), "--workers", "0", "--stages", "9"]) == 2
-    assert "Expected stages of test_resnet in order from 0 to 4, got [9]" in capsys.readouterr().err
+    assert "Expected stages in order from 0 to 4, got [9]" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 

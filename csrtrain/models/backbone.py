@@ -178,6 +178,16 @@ class Backbone(nn.Module):
         return self
 
 
+def check_stages(stages: Sequence[int], known: int) -> None:
+    """Refuse stages that are no numbers of `known` feature maps in order.
+
+    Raises:
+        ValueError: with what there is.
+    """
+    if not stages or list(stages) != sorted(set(stages) & set(range(known))):
+        raise ValueError(f"Expected stages in order from 0 to {known - 1}, got {list(stages)}. Name others.")
+
+
 def freeze(backbone: Backbone) -> Backbone:
     """Freeze for good: no parameter takes a gradient, and batch-norm statistics stay, also when a parent trains.
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from csrtrain.models.backbone import Backbone, freeze
+from csrtrain.models.backbone import Backbone, check_stages, freeze
 
 TILE = 1024
 """Side of the tiles of a large image, pixels; a multiple of the strides of all usual backbones, at half scale too."""
@@ -85,12 +85,8 @@ class FrozenFeatures(nn.Module):
                 raise ValueError(
                     f"Expected scales from 1/16 to 4 and crops of {_LEAST} px or more, got {contract}. Correct it."
                 )
-            known = 0 if stages is None else len(backbone.stage_channels)
-            if stages is not None and (not stages or list(stages) != sorted(set(stages) & set(range(known)))):
-                raise ValueError(
-                    f"Expected stages of {backbone.name} in order from 0 to {known - 1}, got {list(stages)}. Name "
-                    "others."
-                )
+            if stages is not None:
+                check_stages(stages, len(backbone.stage_channels))
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
         self.to(memory_format=torch.channels_last)

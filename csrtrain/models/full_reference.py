@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrtrain.models.backbone import Backbone, freeze
+from csrtrain.models.backbone import Backbone, check_stages, freeze
 
 _EPSILON = 1e-10  # of a squared length: a vector of zeros stays one, and has a gradient
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,9 +45,8 @@ class FullReferenceMetric(nn.Module):
         self.header: Any = None
         """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.DistanceHeader`)."""
         known = len(backbone.stage_channels)
-        self.stages = tuple(range(known)) if stages is None else tuple(stages)
-        if not self.stages or list(self.stages) != sorted(set(self.stages) & set(range(known))):
-            raise ValueError(f"Expected stages in order from 0 to {known - 1}, got {list(self.stages)}. Name others.")
+        self.stages = tuple(range(known) if stages is None else stages)
+        check_stages(self.stages, known)
         self.backbone = freeze(backbone)
         self.weights = nn.ParameterDict({str(k): torch.ones(backbone.stage_channels[k]) for k in self.stages})
         self.weights.requires_grad_(False)

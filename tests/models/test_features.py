@@ -67,7 +67,7 @@ def test_the_last_stage_of_a_resnet_is_its_representation(backbone, images):
 
 @pytest.mark.parametrize("stages", [(), (0, 5), (-1,), (1, 1), (2, 0)])
 def test_stages_that_there_are_not(backbone, stages):
-    with pytest.raises(ValueError, match=r"Expected stages of test_resnet in order from 0 to 4, got \["):
+    with pytest.raises(ValueError, match=r"Expected stages in order from 0 to 4, got \["):
         FrozenFeatures([backbone], [Contract(stages=stages)])
 
 

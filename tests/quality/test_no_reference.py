@@ -216,7 +216,7 @@ def test_a_broken_image_is_named(rows, tmp_path, capsys):
     [
         ("--model.folds=1", "model.folds >= 2, got 1"),
         ("--model.crops=8", "crops of 32 px or more"),
-        ("--model.stages=[3, 9]", r"stages of test_resnet in order from 0 to 4, got \[3, 9\]"),
+        ("--model.stages=[3, 9]", r"Expected stages in order from 0 to 4, got \[3, 9\]"),
         ("--data.rating_range=[5, 1]", "data.rating_range as .low, high., got .5.0, 1.0"),
         ("--data.rating_range=[3, 4]", "is outside of 3 to 4"),
         ("--data.batch_size=0", "data.batch_size >= 1"),
