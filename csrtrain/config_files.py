@@ -14,6 +14,7 @@ from csrtrain.files import check_file, shown
 
 MOST_BYTES = 2**20
 """Of a config; ours have 3 kB."""
+_MOST_KEPT = 2**22  # bytes of the config that a run kept: with what the command line said, and every default
 _DEEPEST = 40  # lists and mappings within each other; ours: 7
 _LONGEST = 4096  # characters of a text: the longest path; Python makes no integer of 4300 digits
 _MOST_NODES = 10_000  # with what aliases stand for
@@ -50,6 +51,58 @@ def check_config_file(path: Path) -> None:
     except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         reason = shown(" ".join(str(error).split()))
         raise ValueError(f"Expected a config in plain YAML, got another in {path}: {reason}. Correct it.") from None
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The config that `csrtrain fit` kept in a run directory.
+
+    Raises:
+        ValueError: it is damaged, or none of a run.
+        OSError: it cannot be read.
+    """
+    if (size := path.stat().st_size) > _MOST_KEPT:
+        raise ValueError(f"Expected the config of a run in {path}, got {size} bytes. Name a run directory.")
+    try:
+        tree = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Expected the config of a run in {path}, got a damaged file ({type(error).__name__}). Restore it."
+        ) from None
+    parts = [tree.get(key, {}) for key in ("trainer", "model", "data")] if isinstance(tree, dict) else [tree]
+    for part in parts:
+        if not isinstance(part, dict):
+            kind = type(part).__name__
+            raise ValueError(f"Expected the config of a run in {path}, got {kind}. Name a run directory.")
+    assert isinstance(tree, dict)
+    if not isinstance(callbacks := parts[0].get("callbacks"), list | None):
+        kind = type(callbacks).__name__
+        raise ValueError(f"Expected a list of callbacks in {path}, got {kind}. Name a run directory.")
+    flatten(tree, path)
+    return tree
+
+
+def flatten(tree: Any, file: Path) -> dict[str, Any]:
+    """Values of a config, or another description of a run, by their keys joined by dots.
+
+    Raises:
+        ValueError: there are more than 10,000, or one lies within itself; it names `file`.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str, depth: int) -> None:
+        if len(found) > _MOST_NODES or depth > 50:
+            raise ValueError(f"Expected the config of a run in {file}, got one without end. Name a run directory.")
+        if isinstance(value, dict) and value:
+            for key, one in value.items():
+                walk(one, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+        elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+            for number, one in enumerate(value):
+                walk(one, f"{prefix}.{number}", depth + 1)
+        else:
+            found[prefix] = value
+
+    walk(tree, "", 0)
+    return found
 
 
 def _check_events(text: str) -> None:

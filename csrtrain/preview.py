@@ -12,6 +12,7 @@ from csrtrain import grids
 from csrtrain.augment.bank import DistortionBank
 from csrtrain.augment.distort import rows_for
 from csrtrain.augment.settings import Modality
+from csrtrain.config_files import read_run_config
 from csrtrain.data import decode
 from csrtrain.data.images import native
 from csrtrain.training_cli import TrainingCLI
@@ -49,7 +50,7 @@ def of_run(config: Path) -> list[tuple[str, bytes]]:
     """
     if not config.is_file():
         raise ValueError(f"Expected the config of a run, got none at {config}. Name a run that has begun.")
-    tree = yaml.safe_load(config.read_text())
+    tree = read_run_config(config)
     kept = {key: tree[key] for key in ("seed_everything", "model", "data") if key in tree}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")

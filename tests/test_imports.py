@@ -14,14 +14,12 @@ ROWS = [
     ["cli"],
     ["report", "evaluate"],
     ["pretrain", "quality", "runs", "score", "controls", "onnx", "__init__"],
-    ["bundle", "grids"],
+    ["bundle", "config_files", "grids"],
     ["data", "augment", "models", "losses", "metrics"],
     ["batches", "draws", "distributed", "files", "precision"],
 ]
 # Files of the package that belong to a unit of another name.
-PARTS = {"headers": "bundle", "heatmaps": "score"} | dict.fromkeys(
-    ["training_cli", "config_files", "preview", "__main__"], "cli"
-)
+PARTS = {"headers": "bundle", "heatmaps": "score"} | dict.fromkeys(["training_cli", "preview", "__main__"], "cli")
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 
 # Where a library may be imported, by file or folder.

@@ -12,9 +12,11 @@ When a cached index is used again
 Directories changed less than two seconds before they were listed count as changed, since such a change may be missed.
 """
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import warnings
@@ -301,9 +303,10 @@ def _write(folder: Path, addresses: list[str], listing: Listing, times: Times) -
         path = _replace(folder, name, parts)
     except OSError as error:
         temporary = tempfile.mkdtemp(prefix="csrtrain-index-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         warnings.warn(
-            f"Expected to write the index to {folder}, got {error.strerror}. It lies in {temporary} and is built again "
-            "next time; set data.cache_dir to a folder that can be written to.",
+            f"Expected to write the index to {folder}, got {error.strerror}. It lies in {temporary} until the end "
+            "and is built again next time; set data.cache_dir to a folder that can be written to.",
             stacklevel=3,
         )
         return _replace(Path(temporary), name, parts)

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
+from csrtrain.config_files import flatten, read_run_config
 from csrtrain.models.weights import read_torch
 from csrtrain.runs import checkpoints
 
-_MOST_BYTES = {".yaml": 2**22, ".json": 2**26, ".csv": 2**27}
-_MOST_KEYS = 10_000  # of a config, so that one of aliases of aliases does not grow without end
+_MOST_BYTES = {".json": 2**26, ".csv": 2**27}
 _START = re.compile(r"\w+\.resume-(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)\S*\.(yaml|json)")
 
 Array = NDArray[np.float64]
@@ -145,7 +144,7 @@ def read(folder: Path, name: str) -> Run | Evaluation:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    tree = _yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    tree = read_run_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     notes: list[str] = []
     curves = _curves(folder, notes)
     if not tree and "metrics.csv could not be read" in " ".join(notes):
@@ -176,30 +175,6 @@ def _read_run(folder: Path, name: str) -> Run:
         _time(folder / "metrics.csv"),
         notes,
     )
-
-
-def flatten(tree: Any, file: Path) -> dict[str, Any]:
-    """Values by their keys joined by dots.
-
-    Raises:
-        ValueError: there are more than 10,000, or one lies within itself.
-    """
-    found: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str, depth: int) -> None:
-        if len(found) > _MOST_KEYS or depth > 50:
-            raise ValueError(f"Expected the config of a run in {file}, got one without end. Name a run directory.")
-        if isinstance(value, dict) and value:
-            for key, one in value.items():
-                walk(one, f"{prefix}.{key}" if prefix else str(key), depth + 1)
-        elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
-            for number, one in enumerate(value):
-                walk(one, f"{prefix}.{number}", depth + 1)
-        else:
-            found[prefix] = value
-
-    walk(tree, "", 0)
-    return found
 
 
 def _curves(folder: Path, notes: list[str]) -> dict[str, Curve]:
@@ -255,7 +230,7 @@ def _later(folder: Path, what: str, notes: list[str]) -> list[Later]:
     for path in sorted(folder.glob(f"{what}.resume-*")):
         if (time := _START.fullmatch(path.name)) and path.is_file():
             try:
-                content = flatten(_yaml(path) if path.suffix == ".yaml" else _json(path), path)
+                content = flatten(read_run_config(path) if path.suffix == ".yaml" else _json(path), path)
             except (ValueError, OSError):
                 notes.append(f"The {what} of a later start could not be read.")
                 content = {}
@@ -287,25 +262,6 @@ def _text(path: Path) -> str:
     if path.stat().st_size > most:
         raise ValueError(f"Expected at most {most} bytes in {path}, got more. Leave it out.")
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(
-            f"Expected the config of a run in {path}, got a damaged file ({type(error).__name__}). Restore it."
-        ) from None
-    parts = [tree.get(key, {}) for key in ("trainer", "model", "data")] if isinstance(tree, dict) else [tree]
-    for part in parts:
-        if not isinstance(part, dict):
-            kind = type(part).__name__
-            raise ValueError(f"Expected the config of a run in {path}, got {kind}. Name a run directory.")
-    assert isinstance(tree, dict)
-    if not isinstance(callbacks := parts[0].get("callbacks"), list | None):
-        kind = type(callbacks).__name__
-        raise ValueError(f"Expected a list of callbacks in {path}, got {kind}. Name a run directory.")
-    return tree
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from csrtrain.config_files import flatten
 from csrtrain.report import compare, words
-from csrtrain.report.folders import flatten
 from csrtrain.report.markup import Markup, escaped, joined, table, tag
 from csrtrain.report.paths import Hidden
 from csrtrain.report.shown import Shown

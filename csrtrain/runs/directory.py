@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from csrtrain.config_files import flatten, read_run_config
 from csrtrain.files import write_atomically
 
 # Seconds that a requeued job waits for the end of its predecessor. An NFSv4 server keeps the locks of a node that has
@@ -113,17 +114,6 @@ def set_aside(run_dir: Path) -> Path:
     return target
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(config, dict) and config:
-        return {k: v for key, value in config.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): config}
-
-
-def _is_config(content: Any) -> bool:
-    trainer = content.get("trainer", {}) if isinstance(content, dict) else None
-    return isinstance(trainer, dict) and isinstance(trainer.get("callbacks"), list | None)
-
-
 def _without_keepers(config: dict[str, Any]) -> dict[str, Any]:
     """Without callbacks that decide what is kept, and whether to go on; what a step computes is not theirs."""
     trainer = config.get("trainer") or {}
@@ -134,7 +124,8 @@ def _without_keepers(config: dict[str, Any]) -> dict[str, Any]:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `key: old -> new` for the keys that can change the result."""
-    flat_old, flat_new = _flatten(_without_keepers(old)), _flatten(_without_keepers(new))
+    file = Path("config.yaml")
+    flat_old, flat_new = flatten(_without_keepers(old), file), flatten(_without_keepers(new), file)
     keys = sorted(flat_old.keys() | flat_new.keys())
     return [
         f"  {key}: {flat_old.get(key)} -> {flat_new.get(key)}"
@@ -154,14 +145,11 @@ def check_config(run_dir: Path, config: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        begun = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        begun = None
-    if not _is_config(begun):
+        begun = read_run_config(path)
+    except ValueError as error:
         raise RunRefused(
-            f"Expected the config that the run began with in {path}, got a damaged file. Restore it (a copy is in "
-            "config.resume-*.yaml, if the run was resumed), or begin anew with --fresh."
-        )
+            f"{error} A copy is in config.resume-*.yaml, if the run was resumed; or begin anew with --fresh."
+        ) from None
     if lines := difference(begun, config):
         raise RunRefused(
             f"Expected the config that the run in {run_dir} began with, got changes:\n" + "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -210,6 +212,19 @@ def test_cache_dir_that_cannot_be_written(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build_index(str(tmp_path), cache_dir=str(tmp_path / "made")).path.startswith(str(tmp_path / "made"))
+
+
+def test_an_index_in_place_of_the_cache_goes_with_the_process(tmp_path, monkeypatch):
+    image(tmp_path / "a.png")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    program = (
+        f"from csrtrain.data.index import build_index as b; print(b({str(tmp_path)!r}, cache_dir='/dev/null').path)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert path.startswith(str(tmp_path / "temporary" / "csrtrain-index-"))
+    assert not any((tmp_path / "temporary").iterdir())
 
 
 def _build(root, results):

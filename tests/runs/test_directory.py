@@ -56,10 +56,15 @@ def test_a_change_that_matters_is_refused_with_the_difference(tmp_path, path, va
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe\x00", b"trainer: 1", b"trainer: {callbacks: 1}"])
+BOMB = b"a0: &a0 [x, {}]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d, {}]\n" % (k, k, k - 1, k - 1) for k in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- 1", b"a: [", b"\xff\xfe\x00", b"trainer: 1", b"trainer: {callbacks: 1}", BOMB]
+)
 def test_a_damaged_config_is_refused(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(directory.RunRefused, match="got a damaged file. Restore it"):
+    with pytest.raises(directory.RunRefused, match=r"Expected .* in .*config.yaml, got .*begin anew with --fresh"):
         directory.check_config(tmp_path, CONFIG)
 
 

@@ -1,8 +1,10 @@
 """What the job script makes of words, signals and exit codes; `csrtrain` is a stand-in that says how it was called."""
 
+import fcntl
 import os
 import shutil
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slurm
@@ -64,6 +66,29 @@ def test_a_staged_folder_is_read_from_the_disk_of_the_node(stand_in, tmp_path):
     assert said.startswith(f"0/1|1|fit|-c|--data.root={copy}|{copy}/a|imagesque|--trainer.default"), made.log()
     assert (made.folder / "said-content").read_text() == "pixels"
     assert copy.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_job_that_is_warned_while_it_copies_is_requeued(stand_in, tmp_path):
+    if not shutil.which("rsync"):
+        pytest.skip("no rsync")
+    made = stand_in('cat "${3#*=}"/* >> said-content')
+    source, scratch = tmp_path / "images", tmp_path / "scratch"
+    source.mkdir()
+    (source / "a").write_text("pixels")
+    name = made.call("bash", "-c", 'echo "images-$(cksum <<<"$0" | cut -d " " -f 1).lock"', source)
+    lock = scratch / f"csrtrain-{made.call('id', '-un')}" / name
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:  # the copy of another job
+        fcntl.flock(held, fcntl.LOCK_EX)
+        environment = {"CSRTRAIN_STAGE": str(source), "CSRTRAIN_SCRATCH": str(scratch)}
+        job = made.submit("--job-name=copies", "fit", "-c", f"--data.root={source}", **environment)
+        made.wait_for(lambda: any(str(lock) in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])))
+        made.call("scancel", "--signal=USR1", job)
+        made.wait_for(lambda: made.state(job)["Restarts"] == "1", 20)
+        assert not (made.folder / "said-content").exists()
+    made.until_done(job)
+    assert made.state(job)["JobState"] == "COMPLETED", made.log()
+    assert (made.folder / "said-content").read_text() == "pixels"
 
 
 @pytest.mark.parametrize(
