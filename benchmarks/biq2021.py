@@ -5,7 +5,7 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method moco --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 factors NAME=BUNDLE ... --runs RUNS --write
-    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE ... --option=... --write
 
 train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine images and the training images of
 `DIR/biq2021` as authentic ones; SimCLR and MoCo on the same images at the 96 px and batch 64 of their configs.
@@ -53,7 +53,8 @@ from csrtrain.score import extract, score_images
 BATCH = 8
 FOLDS = 5
 DRAWS = 2000
-CONTROLS = ("untrained", "BRISQUE + SVR")
+BRISQUE = "BRISQUE + SVR"
+CONTROLS = ("untrained", BRISQUE)
 STAGES = (1, 2, 3, 4)
 ALL = ", all stages"
 Array = NDArray[np.float64]
@@ -117,23 +118,28 @@ def representations(backbone: Backbone, paths: list[Path], contract: Contract) -
     return np.concatenate(found)
 
 
-def features_of(
-    name: str, bundle: str | None, paths: list[Path], runs: Path, stages: tuple[int, ...] | None = None
-) -> Array:
-    """(N,F) features of a bundle, or of a control, kept in RUNS for the next call with the same bundle and images."""
+def features_of(name: str, bundle: str | None, paths: list[Path], runs: Path) -> Array:
+    """(N,F) features of all stages of a bundle, or of a control, kept in RUNS for the next call with the same ones."""
     digest = hashlib.sha256(Path(bundle).read_bytes() if bundle else name.encode())
-    digest.update("".join(str(path) for path in paths).encode() + bytes(stages or ()))
+    digest.update("".join(str(path) for path in paths).encode() + bytes(() if name == BRISQUE else STAGES))
     kept = runs / f"features-{digest.hexdigest()[:16]}.npy"
     if not kept.exists():
-        if name == "BRISQUE + SVR":
+        if name == BRISQUE:
             found = np.stack([brisque_features(decode.read(str(path))).numpy() for path in track(paths)])
         else:
             torch.manual_seed(0)
             backbone = csrtrain.load(bundle) if bundle else Backbone("resnet18")
-            found = representations(backbone, paths, Contract(stages=stages))
+            found = representations(backbone, paths, Contract(stages=STAGES))
         runs.mkdir(parents=True, exist_ok=True)
         np.save(kept, found)
     return np.asarray(np.load(kept), dtype=np.float64)
+
+
+def last_stage(h: Array) -> Array:
+    """The columns of the last stage, whose width is the sum of the others', and the first's once more: the default."""
+    full, half = np.split(h, 2, axis=1)
+    begin = full.shape[1] * 7 // 15
+    return np.concatenate([full[:, begin:], half[:, begin:]], axis=1)
 
 
 def ridge_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.bool_]) -> tuple[Array, float]:
@@ -158,7 +164,7 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
         scores: dict[str, Array] = {}
         alphas: dict[str, float] = {}
         for name, h in features.items():
-            if name == "BRISQUE + SVR":
+            if name == BRISQUE:
                 scores[name] = svr_scores(h[chosen], mos, group, train)
             else:
                 scores[name], alphas[name] = ridge_scores(h[chosen], mos, group, train)
@@ -220,8 +226,8 @@ def factors(
         if not bundle.exists():
             length = ["--trainer.max_epochs", "-1", "--trainer.max_steps", str(round(STEPS * share))]
             bundle = train("contrique", root, runs, length, slug, options)
-        features[name] = features_of(name, str(bundle), paths, runs)
-    features |= {name: features_of(name, bundle, paths, runs) for name, bundle in bundles.items()}
+        features[name] = last_stage(features_of(name, str(bundle), paths, runs))
+    features |= {name: last_stage(features_of(name, bundle, paths, runs)) for name, bundle in bundles.items()}
     first = next(iter(FACTORS))
     y, groups, is_train = labels(rows)
     table: list[dict[str, Any]] = [{"training": name} for name in features]
@@ -254,7 +260,7 @@ def representations_alone(metric: NoReferenceMetric, addresses: list[str]) -> fl
     return float((distance > 1).float().mean())
 
 
-def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
+def domain(root: Path, runs: Path, backbones: list[str], options: list[str]) -> harness.Result:
     """Fit a metric to the training split, score other images, and count the flags."""
     runs.mkdir(parents=True, exist_ok=True)
     rows = read_rows(root / "biq2021")
@@ -265,9 +271,9 @@ def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
         for row in rows:
             path = root / "biq2021" / "images" / row["image"]
             writer.writerow([path, row["mos"], row["group"], row["split"]])
-    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "nr_linear", "--model.backbone", backbone]
+    command = [sys.executable, "-m", "csrtrain", "fit", "-c", "nr_linear", f"--model.backbone=[{','.join(backbones)}]"]
     command += ["--data.manifest", str(manifest), "--trainer.precision", "bf16-mixed", "--model.learning_curve", "true"]
-    subprocess.run([*command, "--trainer.default_root_dir", str(run_dir)], check=True)
+    subprocess.run([*command, *options, "--trainer.default_root_dir", str(run_dir)], check=True)
     subprocess.run([sys.executable, "-m", "csrtrain", "export", str(run_dir), "-o", str(metric)], check=True)
     kinds: dict[str, list[str]] = {
         "biq2021, test": [str(root / "biq2021" / "images" / row["image"]) for row in rows if row["split"] == "test"]
@@ -296,13 +302,14 @@ def domain(root: Path, runs: Path, backbone: str) -> harness.Result:
         )
     results = loaded.header.results
     notes = [
-        f"Backbone {harness.trained(backbone)}",
+        *(f"Backbone {harness.trained(backbone)}" for backbone in backbones),
+        "Options of csrtrain fit: " + (" ".join(options) or "none") + ".",
         f"SRCC on the test split {results['test/srcc']:.3f} [{results['test/srcc_low']:.3f}, "
         f"{results['test/srcc_high']:.3f}], on held-out folds of train {results['held_out/srcc']:.3f}.",
     ]
     notes += ["Learning curve: " + (run_dir / "learning_curve.csv").read_text().replace("\n", "; ")]
     title = "Images that a metric fitted to BIQ2021 flags as out of its domain"
-    command_line = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE --write"
+    command_line = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 domain BACKBONE ... --option=... --write"
     return harness.Result("domain", title, table, notes, ("torch", "timm"), command_line)
 
 
@@ -310,7 +317,7 @@ def main() -> None:
     """Train, or evaluate bundles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "evaluate", "factors", "domain"))
-    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="for domain one bundle")
+    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="for domain bundles without names")
     parser.add_argument("--epochs", type=int, default=44)
     parser.add_argument("--method", choices=("contrique", "simclr", "moco"), default="contrique")
     parser.add_argument("--name", help="of the run and its bundle in RUNS; by default the method")
@@ -325,7 +332,7 @@ def main() -> None:
         train(options.method, root, options.runs, length, options.name or options.method, options.option)
         return
     if options.what == "domain":
-        result = domain(root, options.runs, options.bundles[0])
+        result = domain(root, options.runs, options.bundles, options.option)
         result.show(options.write)
         return
     rows = read_rows(root / "biq2021")
@@ -337,14 +344,14 @@ def main() -> None:
     bundles = harness.named(options.bundles)
     if set(bundles) & set(CONTROLS):
         raise SystemExit(f"Expected names of bundles other than {' and '.join(CONTROLS)}. Choose others.")
-    names, features = list(bundles), {}
-    for suffix, stages in (("", None), (ALL, STAGES)):
-        for name in (*CONTROLS, *names):
-            if not (suffix and name == "BRISQUE + SVR"):
-                features[name + suffix] = features_of(name, bundles.get(name), paths, options.runs, stages)
-        if len(names) > 1:
-            both = [features[name + suffix] for name in names[:2]]
-            features[" + ".join(names[:2]) + suffix] = np.concatenate(both, axis=1)
+    names = list(bundles)
+    stages = {name: features_of(name, bundles.get(name), paths, options.runs) for name in (*CONTROLS, *names)}
+    brisque = stages.pop(BRISQUE)
+    last = {name: last_stage(h) for name, h in stages.items()}
+    if len(names) > 1:
+        for kind in (last, stages):
+            kind[" + ".join(names[:2])] = np.concatenate([kind[name] for name in names[:2]], axis=1)
+    features = {BRISQUE: brisque} | last | {name + ALL: h for name, h in stages.items()}
     notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     if names:
         notes.append(fewer_ratings(names[0], features[names[0]], rows))
