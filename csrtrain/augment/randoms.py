@@ -25,9 +25,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _uniform(counter: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Uniform float32 in (0,1), 24 bits, of (counter, two words of the seed)."""
+    """Uniform float32 in (0,1), of (counter, two words of the seed); 23 bits, because half a step more rounds to 1."""
     word = _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
-    return ((word >> 8).to(torch.float32) + 0.5) * 2.0**-24
+    return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal_pair(seeds: Tensor, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
