@@ -46,7 +46,9 @@ def test_loss_and_gradients_do_not_depend_on_the_ranks(results, method, ranks):
     assert torch.allclose(one["projections"], many["projections"], atol=1e-9, rtol=1e-6)
     assert one["parameters"].keys() == many["parameters"].keys()
     for name, gradient in one["parameters"].items():
-        assert torch.allclose(gradient, many["parameters"][name], atol=1e-9, rtol=1e-6), name
+        # By its norm: timm interpolates the position embeddings in float32, where sums of small terms round.
+        difference = torch.linalg.vector_norm(gradient - many["parameters"][name])
+        assert difference <= 1e-7 * torch.linalg.vector_norm(gradient), name
 
 
 @pytest.mark.ddp
