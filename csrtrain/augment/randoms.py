@@ -67,6 +67,18 @@ def normal_images(seeds: Tensor, channels: int, height: int, width: int) -> Tens
     return normal_pair(seeds, channels, height, width)[0]
 
 
+def normal_scans(seeds: Tensor, x: Tensor) -> Tensor:
+    """A standard normal image per seed in the shape of x (n,C,H,W); three equal channels get the same in each.
+
+    They are one grey signal shown in colour, whose noise has none.
+    """
+    noise = normal_images(seeds, *x.shape[1:])
+    if x.shape[1] != 3:
+        return noise
+    grey = (x == x[:, :1]).flatten(1).all(1)
+    return torch.where(grey[:, None, None, None], noise[:, :1], noise)
+
+
 def uniform_images(seeds: Tensor, channels: int, height: int, width: int) -> Tensor:
     """A uniform image in [0,1) per seed: (n,) int64 -> (n,channels,height,width) float32."""
     if seeds.device.type == "cpu":

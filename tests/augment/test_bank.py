@@ -8,7 +8,7 @@ import torch
 
 from csrtrain.augment import distort
 from csrtrain.augment.bank import PRISTINE, DistortionBank
-from csrtrain.augment.distort import BANKS, LEVELS, NATURAL, ROWS, Distortion, rows_for
+from csrtrain.augment.distort import BANKS, LEVELS, MEDICAL, NATURAL, ROWS, Distortion, rows_for
 from csrtrain.data import decode, samples
 from csrtrain.data.images import native
 
@@ -252,6 +252,12 @@ def test_what_changes_colours_alone_leaves_grey_images_and_nothing_else_does(rea
     x = real[1][:4].expand(-1, 3, -1, -1).contiguous()
     changed = max(float((applied(ROWS[name], x, level) - x).abs().max()) for level in (1, 3, 5))
     assert (changed < 2e-3) == ROWS[name].chroma, changed
+
+
+@pytest.mark.parametrize("name", [row.name for row in MEDICAL])
+def test_a_grey_scan_in_three_channels_stays_grey(real, name):
+    y = applied(ROWS[name], real[1][:4].expand(-1, 3, -1, -1).contiguous(), 4)
+    assert float((y - y[:, :1]).abs().max()) < 2e-6
 
 
 def test_what_changes_nothing_on_a_grey_image_is_pristine():

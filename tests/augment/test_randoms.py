@@ -103,3 +103,14 @@ def test_other_seeds_differ_and_stay_in_range():
     together = torch.cat([seeds, *others])
     assert len(set(together.tolist())) == 15 and len({seed & 0xFFFFFFFF for seed in together.tolist()}) == 15
     assert together.min() >= 0
+
+
+def test_equal_channels_of_three_get_the_same_noise_and_no_others():
+    x = torch.rand((3, 3, 8, 9), generator=torch.Generator().manual_seed(0))
+    x[1] = x[1, :1]
+    seeds = torch.arange(3)
+    expected = randoms.normal_images(seeds, 3, 8, 9)
+    expected[1] = expected[1, :1].clone()
+    assert torch.equal(randoms.normal_scans(seeds, x), expected)
+    several = x[1:2, :1].expand(-1, 4, -1, -1)  # four measurements, equal or not
+    assert torch.equal(randoms.normal_scans(seeds[:1], several), randoms.normal_images(seeds[:1], 4, 8, 9))

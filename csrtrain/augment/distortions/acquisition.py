@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csrtrain.augment.distortions.blur import gaussian_kernels, smooth
-from csrtrain.augment.randoms import normal_images, other_seeds, uniforms
+from csrtrain.augment.randoms import normal_scans, other_seeds, uniforms
 
 _SPECKLE_SIGMA, _SPECKLE_RADIUS = 1.0, 2  # px: the size of a speckle
 MOST_VIEWS = 128
@@ -26,7 +26,7 @@ def poisson_noise(x: Tensor, quanta: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,) of the noise.
     """
     quanta = quanta[:, None, None, None]
-    root = (x.clamp(min=0) * quanta).sqrt() + 0.5 * normal_images(seeds, *x.shape[1:])
+    root = (x.clamp(min=0) * quanta).sqrt() + 0.5 * normal_scans(seeds, x)
     return root.square().sub_(0.25).div_(quanta)
 
 
@@ -47,7 +47,7 @@ def low_dose_noise(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
         torch.fft.fftfreq(height, device=x.device)[:, None], torch.fft.rfftfreq(width, device=x.device)
     ).clamp(max=0.5)
     response = f.sqrt() * torch.cos(math.pi * f) ** 2  # of amplitudes; a Hann window is cos^2
-    white: Tensor = torch.fft.rfft2(normal_images(seeds, *x.shape[1:]))
+    white: Tensor = torch.fft.rfft2(normal_scans(seeds, x))
     colored: Tensor = torch.fft.irfft2(white * response, s=(height, width))
     # The mean square over the whole plane, of which the last axis has only one half.
     twice = torch.full((f.shape[1],), 2.0, device=x.device)
@@ -123,7 +123,7 @@ def speckle(x: Tensor, diffuse: Tensor, seeds: Tensor) -> Tensor:
     # The sum of the squared weights of both directions is the square of one's: the variance that smoothing leaves.
     gain = 0.5**0.5 / gaussian_kernels(sigma[:1], _SPECKLE_RADIUS).square().sum()
     real, imaginary = (
-        smooth(normal_images(s, *x.shape[1:]), sigma, _SPECKLE_RADIUS) * gain for s in (seeds, other_seeds(seeds, 1))
+        smooth(normal_scans(s, x), sigma, _SPECKLE_RADIUS) * gain for s in (seeds, other_seeds(seeds, 1))
     )
     diffuse = diffuse[:, None, None, None]
     return x * torch.hypot(1 + diffuse * real, diffuse * imaginary) / (1 + diffuse.square()).sqrt()

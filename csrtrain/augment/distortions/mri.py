@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csrtrain.augment.intensity import FIELD_DEGREE, log_field
-from csrtrain.augment.randoms import normal_images, other_seeds, uniforms
+from csrtrain.augment.randoms import normal_scans, other_seeds, uniforms
 
 _CENTER = 0.08  # share of the lines around frequency 0 that an undersampled scan keeps
 _LEAST_CYCLES, _MOST_CYCLES = 3.0, 12.0  # of breathing during a scan
@@ -28,8 +28,8 @@ def rician_noise(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,) of the noise.
     """
     sigma = sigma[:, None, None, None]
-    real = torch.addcmul(x, sigma, normal_images(seeds, *x.shape[1:]))
-    return torch.hypot(real, sigma * normal_images(other_seeds(seeds, 1), *x.shape[1:]))
+    real = torch.addcmul(x, sigma, normal_scans(seeds, x))
+    return torch.hypot(real, sigma * normal_scans(other_seeds(seeds, 1), x))
 
 
 def bias_field(x: Tensor, strength: Tensor, seeds: Tensor) -> Tensor:
