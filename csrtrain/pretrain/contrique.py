@@ -120,6 +120,11 @@ class CONTRIQUE(LightningModule):
                 f"Expected data.batch_size >= {2 * per_class}, twice model.images_per_class, got {data.batch_size}: a "
                 "batch needs two classes that repel each other. Change one of them."
             )
+        if data.root is None and len(data.sources) < 2:
+            raise ValueError(
+                "Expected at least 2 images in data.authentic without data.root, got 1: each is a class, and a batch "
+                "needs two classes that repel each other. Add images, or name data.root."
+            )
         self.views.authentic_parts = data.authentic_parts
         if self.views.bank.left_out:
             data.transform = partial(

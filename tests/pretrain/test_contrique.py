@@ -126,6 +126,13 @@ def test_a_batch_of_one_class_is_refused(data, tmp_path, batch_size, per_class):
         trainer(tmp_path).fit(CONTRIQUE(**SMALL, images_per_class=per_class), datamodule=module)
 
 
+def test_one_authentic_image_alone_is_refused(data, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "0.png")
+    alone = UnlabeledData(**{**data, "root": None, "authentic": str(tmp_path)}, min_epoch_length=8)
+    with pytest.raises(ValueError, match="at least 2 images in data.authentic without data.root, got 1"):
+        trainer(tmp_path).fit(CONTRIQUE(**SMALL), datamodule=alone)
+
+
 def test_a_saturation_of_a_grey_photograph_is_pristine(data, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)).save(tmp_path / "0.png")
     grey = {**data, "root": str(tmp_path), "authentic": None, "min_epoch_length": 8}
