@@ -36,7 +36,8 @@ def read_rows(path: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV file in UTF-8, has no rows, two columns of one name, or more than the limits allow.
+        ValueError: it is no CSV file in UTF-8 with commas, has no rows, two columns of one name, a row with more cells
+            than columns, or more than the limits allow.
     """
     names, lines = stream_rows(path, limit(MOST_ROWS))
     with lines:
@@ -82,6 +83,7 @@ class Lines(Iterator[tuple[int, list[str]]]):
             names: list[str] = []
             while not names and (row := self._row()) is not None:
                 names = row
+            self._columns = len(names)
             self._places = [place for place, name in enumerate(names) if name]
             self.names = [names[place] for place in self._places]
             self._check_names()
@@ -95,6 +97,11 @@ class Lines(Iterator[tuple[int, list[str]]]):
                 raise self._too_much(f"more than {self._most * _CELLS_PER_ROW} cells")
             if cells:
                 have = len(cells)
+                if any(cell.strip() for cell in cells[self._columns :]):  # an unquoted comma: 0,4 would be read as 0
+                    raise ValueError(
+                        f"Expected at most {self._columns} cells in line {self._reader.line_num} of {self._path}, got "
+                        f"{have}. Write decimals with a point, and put cells with a comma in quotes."
+                    )
                 found = [cells[place].strip() if place < have else "" for place in self._places]
                 return self._reader.line_num, found
         self.close()

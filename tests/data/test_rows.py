@@ -17,7 +17,7 @@ def write(tmp_path):
 
 
 def test_rows_with_their_lines(write):
-    path = write('\ufeff\n a,b,,c\n1, 2 ,x,3,4\n\n"4\n",5\r\n')
+    path = write('\ufeff\n a,b,,c\n1, 2 ,x,3, ,\n\n"4\n",5\r\n')
     assert column_names(path) == [" a", "b", "c"]
     names, found = read_rows(path)
     assert names == [" a", "b", "c"]
@@ -35,6 +35,7 @@ def test_rows_with_their_lines(write):
         ("a,b\n1,2\n".encode("utf-16"), "Expected a CSV file in UTF-8, got .*rows.csv"),
         ('a\n"' + "x" * 200_000, "Expected a CSV file, got .*rows.csv, whose line 2 is none .field larger"),
         (",".join(map(str, range(1001))) + "\n", "Expected at most 1000 columns in .*rows.csv, got 1001"),
+        ("a,b\n1,2\n3,0,4\n", "Expected at most 2 cells in line 3 of .*rows.csv, got 3. Write decimals with a point"),
         ("a\n" + "x" * 2**20, "Expected lines of less than 1048576 characters in .*rows.csv, got a longer line 2"),
         ("a\n" + ",".join(['"x\n"'] * 600_000), "whose line .* is none .its cells have line ends without end"),
     ],
