@@ -35,8 +35,8 @@ def read_labels(path: str, label_column: str, group_column: str | None) -> Label
         for column in (label_column, group_column):
             if column is not None and column not in names:
                 raise ValueError(
-                    f"Expected column {column!r} in {path}, got {shown(', '.join(names)) or 'an empty file'}. "
-                    "Set data.label_column or data.group_column."
+                    f"Expected column {column!r} in {path}, got {shown(', '.join(names))}. Set "
+                    "data.label_column or data.group_column."
                 )
         places = [names.index(column) for column in (label_column, group_column) if column is not None]
         rows = [[cells[place] for place in places] for _, cells in lines]

@@ -118,6 +118,15 @@ class Lines(Iterator[tuple[int, list[str]]]):
         self._file.close()
 
     def _check_names(self) -> None:
+        if not self.names:
+            raise ValueError(
+                f"Expected rows of images in {self._path}, got no column names. Write them, then the rows."
+            )
+        if len(self.names) == 1 and (other := next((mark for mark in ";\t" if mark in self.names[0]), None)):
+            raise ValueError(
+                f"Expected columns between commas in {self._path}, got {other!r} in {shown(self.names[0])}. Save it "
+                "with commas, and decimals with a point."
+            )
         if len(self.names) > _MOST_COLUMNS:
             raise ValueError(
                 f"Expected at most {_MOST_COLUMNS} columns in {self._path}, got {len(self.names)}. Leave out what is "

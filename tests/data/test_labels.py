@@ -9,7 +9,7 @@ from csrtrain.data.labels import read_labels
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "Expected column 'class' in .*labels.csv, got an empty file"),
+        ("", "Expected rows of images in .*labels.csv, got no column names"),
         ("image,kind\na.png,1\n", "Expected column 'class' in .*labels.csv, got image, kind"),
         ("image,class\n", "Expected a label and a group in every row"),
         ("image,class\na.png,\n", "got none in rows .1."),

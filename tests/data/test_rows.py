@@ -31,6 +31,12 @@ def test_rows_with_their_lines(write):
     [
         ("a,b,a\n1,2,3\n", "Expected different column names in .*rows.csv, got several a. Rename"),
         ("a\n", "Expected rows of images in .*rows.csv, got none"),
+        ("\n", "Expected rows of images in .*rows.csv, got no column names"),
+        (
+            "path;mos\na.png;0,4\n",
+            "Expected columns between commas in .*rows.csv, got ';' in path;mos. Save it with commas",
+        ),
+        ("path\tmos\na.png\t1\n", r"Expected columns between commas in .*rows.csv, got '.t' in path.tmos"),
         (b"a\n\xff\n", "Expected a CSV file in UTF-8, got .*rows.csv"),
         ("a,b\n1,2\n".encode("utf-16"), "Expected a CSV file in UTF-8, got .*rows.csv"),
         ('a\n"' + "x" * 200_000, "Expected a CSV file, got .*rows.csv, whose line 2 is none .field larger"),
