@@ -241,8 +241,7 @@ def _features(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.output.suffix != ".npz":
         raise ValueError(f"Expected a name that ends in .npz, got {options.output}. Change the name.")
-    if not options.output.parent.is_dir():
-        raise ValueError(f"Expected a folder that exists for {options.output}, got none. Create it.")
+    _check_work(options)
 
     from csrtrain import score
     from csrtrain.data.index import addresses_of
@@ -267,6 +266,21 @@ def _features(args: list[str]) -> int:
     for reason in extracted.broken.values():
         print(f"not read: {reason}", file=sys.stderr)
     return 1 if extracted.broken else 0
+
+
+def _check_output(path: Path) -> None:
+    """Refuse a file that could not be written when the work is done."""
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise ValueError(f"Expected a file in a folder that can be written to, got {path}. Name another.")
+
+
+def _check_work(options: argparse.Namespace) -> None:
+    """Refuse an output that cannot be written, and impossible sizes, of what goes through a network."""
+    _check_output(options.output)
+    if options.batch_size < 1 or options.workers < 0:
+        raise ValueError(
+            f"Expected --batch-size >= 1, --workers >= 0, got {options.batch_size}, {options.workers}. Correct them."
+        )
 
 
 def _score(args: list[str]) -> int:
@@ -305,19 +319,17 @@ def _score(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.output.suffix not in (".csv", ".parquet"):
         raise ValueError(f"Expected a name that ends in .csv or .parquet, got {options.output}. Change the name.")
-    if not os.access(options.output.parent, os.W_OK) or options.output.is_dir():
-        raise ValueError(f"Expected a file in a folder that can be written to, got {options.output}. Name another.")
-    if options.batch_size < 1 or options.workers < 0:
-        raise ValueError(
-            f"Expected --batch-size >= 1, --workers >= 0, got {options.batch_size}, {options.workers}. Correct them."
-        )
+    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+    _check_work(options)
+    for path in options.paths:
+        if Path(path).resolve() in (options.output.resolve(), beside.resolve()):
+            raise ValueError(f"Expected another file than what is scored for -o, got {path} for both. Name another.")
 
     from csrtrain import score
 
     table, summary = _compared(options) if _is_distance(options) else _scored(options)
     score.write_table(options.output, table)
     volumes = score.volumes(table)
-    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
     beside.unlink(missing_ok=True)  # of an earlier call
     if len(volumes):
         score.write_table(beside, volumes)
@@ -529,8 +541,7 @@ def _report(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"Expected a name that ends in .html, got {options.output}. Change the name.")
-    if options.output.is_dir() or not os.access(options.output.parent, os.W_OK):
-        raise ValueError(f"Expected a file in a folder that can be written to, got {options.output}. Name another.")
+    _check_output(options.output)
 
     from csrtrain import report
 

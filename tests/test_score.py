@@ -108,7 +108,8 @@ def test_bf16_is_near(folder):
     "arguments, words",
     [
         (["a.safetensors", "images", "-o", "f.npy"], "Expected a name that ends in .npz, got"),
-        (["a.safetensors", "images", "-o", "none/f.npz"], "Expected a folder that exists for"),
+        (["a.safetensors", "images", "-o", "none/f.npz"], "Expected a file in a folder that can be written to"),
+        (["a.safetensors", "images", "-o", "f.npz", "--workers", "-1"], "Expected --batch-size >= 1, --workers >= 0"),
         (["a.safetensors", "grey.safetensors", "images", "-o", "f.npz"], "Expected backbones of the same channels"),
         (["a.safetensors", "w.safetensors", "images", "-o", "f.npz"], "Expected bundles of one intensity window"),
         (["images/1.png", "images", "-o", "f.npz"], "safetensors"),
@@ -216,6 +217,21 @@ def test_wrong_use_of_score(folder, metric, monkeypatch, capsys, arguments, mess
     assert main(["score", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "s.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.volumes.csv"])
+def test_the_list_of_images_is_not_written_over(folder, metric, monkeypatch, capsys, name):
+    monkeypatch.chdir(folder)
+    (folder / name).write_text("path,mos\nimages/0.png,1\n")
+    assert main(["score", "m.safetensors", f"./{name}", "-o", "s.csv", "--workers", "0"]) == 2
+    assert f"Expected another file than what is scored for -o, got ./{name} for both" in capsys.readouterr().err
+    assert (folder / name).read_text() == "path,mos\nimages/0.png,1\n"
+
+
+def test_features_that_cannot_be_written_are_not_made(folder, monkeypatch, capsys):
+    monkeypatch.setattr("csrtrain.cli.os.access", lambda path, mode: False)
+    assert main(["features", str(folder / "a.safetensors"), str(folder / "images"), "-o", str(folder / "f.npz")]) == 2
+    assert "Expected a file in a folder that can be written to" in capsys.readouterr().err
 
 
 def test_a_metric_is_no_backbone(folder, metric, capsys):
