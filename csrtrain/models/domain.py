@@ -99,8 +99,9 @@ class Domain(nn.Module):
             )
             distances[rows, 0] = nearest(h[rows], self.representations[others])
             distances[rows, 1] = nearest(looks[rows], self.looks[others])
-        each = distances.quantile(_HELD_OUT, dim=0).clamp(min=1e-12)
-        self.limits = torch.cat([each, (distances / each).amax(1).quantile(_HELD_OUT)[None]])
+        # NaN where all that were kept are of the same fold: one group is nearly all.
+        each = distances.nanquantile(_HELD_OUT, dim=0).clamp(min=1e-12)
+        self.limits = torch.cat([each, (distances / each).amax(1).nanquantile(_HELD_OUT)[None]])
 
     def forward(self, h: Tensor, looks: Tensor) -> Tensor:
         """(B,F) and (B,P) -> (B,) distance, in units of the limit; 0 without training images."""

@@ -73,3 +73,13 @@ def test_two_in_a_hundred_held_out_images_are_beyond_the_limit():
 def test_at_most_a_thousand_are_kept():
     domain, _, _ = fitted(1300)
     assert domain.looks.shape == (1000, 20) and domain.representations.shape == (1000, 8)
+
+
+def test_one_group_that_is_nearly_all():
+    generator = torch.Generator().manual_seed(0)
+    h, looks = torch.randn((3000, 8), generator=generator), torch.randn((3000, 20), generator=generator)
+    domain = Domain(0, 8, 3)
+    folds = np.arange(3000) == 0  # the one image of the other group is not kept
+    domain.fit(h, looks, folds.astype(np.int64))
+    assert domain.limits.isfinite().all() and len(domain.looks) == 1000
+    assert domain(h[:1], looks[:1]).item() == pytest.approx(1) and (domain(h + 9, looks) > 1).all()
