@@ -67,6 +67,8 @@ class NoReference(LightningModule):
         self.automatic_optimization = False  # the head is solved for; DDP wants a parameter that could be trained
         if folds < 2:
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
+        if not all(alpha > 0 for alpha in alphas or ()):
+            raise ValueError(f"Expected model.alphas above 0, got {alphas}. Correct the config.")
         features = one_pass.frozen_features(backbone, channels, scales, l2, crops, stages, weights)
         self.window = one_pass.common_window(features.backbones)
         self.metric = NoReferenceMetric(features, RatingScale(0, 1))
