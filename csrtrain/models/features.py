@@ -172,9 +172,10 @@ class FrozenFeatures(nn.Module):
         return copied.to(memory_format=torch.channels_last)
 
     def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.channels:
+        if images.ndim != 4 or images.shape[1] != self.channels or 0 in images.shape[2:]:
             raise ValueError(
-                f"Expected images (B,{self.channels},H,W), got {tuple(images.shape)}. Give one channel count."
+                f"Expected images (B,{self.channels},H,W), got {tuple(images.shape)}. Give a batch of such images: "
+                "image[None] of one, csrtrain.data.decode.to_channels for other channels."
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"Expected uint8, or floats in [0,1], got {images.dtype}. Convert the images.")

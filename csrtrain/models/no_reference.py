@@ -78,7 +78,7 @@ class NoReferenceMetric(nn.Module):
         """(B,C,H,W) uint8, or float in [0,1], any size -> (B,) float32; differentiable.
 
         Raises:
-            ValueError: other shapes, channels, types, or values (not looked at where a gradient is asked for).
+            ValueError: no tensor, or other shapes, channels, types, values (not looked at where a gradient is wanted).
         """
         _check_range(images)
         return self.score_of(self.features(images))
@@ -136,7 +136,12 @@ class NoReferenceMetric(nn.Module):
 
 
 def _check_range(images: Tensor) -> None:
-    """Values that would give a wrong score without a word: 0 to 255 as floats, -1 to 1, NaN."""
+    """What is no tensor, and values that would give a wrong score without a word: 0 to 255 as floats, -1 to 1, NaN."""
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"Expected a tensor of images (B,C,H,W), got {type(images).__name__}. Convert it: of an array (B,H,W,C), "
+            "torch.from_numpy(array).movedim(-1, 1)."
+        )
     if images.is_floating_point() and not images.requires_grad and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if not (low >= 0 and high <= 1):

@@ -50,6 +50,17 @@ def test_the_heat_map_sums_to_the_score(images):
         torch.testing.assert_close(made.heatmap(images).sum((1, 2)), score.detach(), atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("verb", ["score", "assess", "heatmap"])
+def test_what_is_no_batch_of_images(images, verb):
+    judge = getattr(metric(RatingScale(1, 5), anchors=3), verb)
+    with pytest.raises(ValueError, match=r"Expected a tensor of images .B,C,H,W., got ndarray. Convert it"):
+        judge(images.numpy())
+    with pytest.raises(ValueError, match=r"Expected images .B,3,H,W., got .3, 70, 90.. Give a batch"):
+        judge(images[0])
+    with pytest.raises(ValueError, match=r"Expected images .B,3,H,W., got .3, 3, 0, 90."):
+        judge(images[:, :, :0])
+
+
 def test_gradients_reach_the_images_and_no_weight_of_the_backbone(images):
     made = metric(RatingScale(1, 5))
     x = images.clone().requires_grad_()
