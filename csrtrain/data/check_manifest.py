@@ -17,6 +17,7 @@ NEAR = 20  # bits of 256 in which the difference hashes of near-duplicates diffe
 _REVERSED = -0.2  # rank correlation of ratings and sharpness, or closeness to the reference, below which we ask
 _LISTED = 20
 _ROWS = 2048
+_MOST_MEGAPIXELS = 200.0  # as heads are fitted and images scored by default; pretraining takes 100
 
 
 @dataclass
@@ -67,7 +68,7 @@ def check_manifest(
     manifest, problems = inspect_manifest(path, path_column, rating_range)
     named = dict.fromkeys([*manifest.addresses, *(manifest.references or [])])
     present = [address for address in named if address and os.path.isfile(decode.split(address)[0])]
-    images = check_images(path, present, min_size=min_size, workers=workers)
+    images = check_images(path, present, min_size=min_size, max_megapixels=_MOST_MEGAPIXELS, workers=workers)
     report = ManifestReport(manifest, images, problems)
     place = {address: i for i, address in enumerate(images.addresses)}
     of_row = np.array([place.get(address, -1) for address in manifest.addresses])

@@ -3,7 +3,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from csrtrain.cli import main
+from csrtrain.data import decode
 from csrtrain.data.check_manifest import check_manifest, format_manifest_report
+from csrtrain.data.scored import ScoredData
 
 
 def picture(seed):
@@ -66,6 +68,15 @@ def test_a_reversed_direction_is_asked_about(folder, reversed_, with_references)
 def test_references_worse_than_what_was_made_from_them(folder):
     (folder / "m.csv").write_text("path,mos,reference\n0.png,1,0.png\n1.png,4,0.png\n2.png,5,0.png\n")
     assert "the references are worse" in check_manifest(str(folder / "m.csv")).direction
+
+
+def test_images_as_large_as_a_head_is_fitted_to(folder, monkeypatch):
+    asked = []
+    read = decode.read
+    monkeypatch.setattr(decode, "read", lambda address, **options: (asked.append(options), read(address, **options))[1])
+    (folder / "m.csv").write_text("path,mos\n0.png,1\n")
+    assert check_manifest(str(folder / "m.csv")).is_sound
+    assert asked[0]["max_megapixels"] == ScoredData(str(folder / "m.csv")).max_megapixels
 
 
 def test_nothing_but_missing_files(folder):
