@@ -12,6 +12,7 @@ from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
 from csrtrain.data.images import outlast_signals
 from csrtrain.data.manifest import Manifest, Problem, read_manifest, refuse
+from csrtrain.data.splits import with_copies_together
 from csrtrain.data.whole import WholeBatch, WholeImages
 from csrtrain.distributed import rank, world_size
 
@@ -79,9 +80,9 @@ class ScoredData(LightningDataModule):
 
     @property
     def rated(self) -> Manifest:
-        """The rows."""
+        """The rows; copies of a file, under another name, are one group: no fold parts them."""
         if self._manifest is None:
-            self._manifest = read_manifest(self.path, self.path_column, self.rating_range)
+            self._manifest = with_copies_together(read_manifest(self.path, self.path_column, self.rating_range))
         return self._manifest
 
     def setup(self, stage: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 
@@ -243,6 +244,13 @@ def test_rows_of_one_file_are_never_parted(tmp_path, capsys):
     assert fit(tmp_path) == 0
     assert "of 24 groups" in capsys.readouterr().out
     assert exported(tmp_path).header.results["held_out/srcc"] < 0.8  # 0.96 when they are parted
+
+
+def test_copies_of_a_file_are_never_parted(rows, tmp_path, capsys):
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    write_manifest(tmp_path, [*rows, {**rows[0], "path": "copy.png", "group": 99, "split": "test"}])
+    assert fit(tmp_path) == 0
+    assert "1 groups of test are in train too" in capsys.readouterr().out
 
 
 def test_a_complete_run_refuses_other_ratings_and_other_weights(rows, tmp_path, capsys):
