@@ -91,7 +91,7 @@ class Domain(nn.Module):
         looks = (looks - self.center) / self.spread
         chosen = np.sort(np.random.default_rng(seed).permutation(len(h))[:MOST_ANCHORS])
         self.representations, self.looks = h[chosen].contiguous(), looks[chosen].contiguous()
-        distances = torch.zeros(len(h), 2, device=device)
+        distances = torch.zeros(len(h), 2, dtype=h.dtype, device=device)
         for fold in np.unique(folds):
             rows, others = (
                 torch.from_numpy(folds == fold).to(device),

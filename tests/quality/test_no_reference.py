@@ -253,6 +253,13 @@ def test_copies_of_a_file_are_never_parted(rows, tmp_path, capsys):
     assert "1 groups of test are in train too" in capsys.readouterr().out
 
 
+def test_double_precision(rows, tmp_path):
+    assert fit(tmp_path, "--trainer.precision=64-true") == 0 and fit(tmp_path, run="single") == 0
+    double, single = exported(tmp_path), exported(tmp_path, "single")
+    image = decode.read(str(tmp_path / "40.png"))[None]
+    torch.testing.assert_close(double.assess(image).score.float(), single.assess(image).score, atol=1e-2, rtol=1e-3)
+
+
 def test_a_complete_run_refuses_other_ratings_and_other_weights(rows, tmp_path, capsys):
     assert fit(tmp_path) == 0
     write_manifest(tmp_path, [{**row, "mos": 6 - row["mos"]} for row in rows])
