@@ -523,6 +523,18 @@ def test_dmos_has_its_sign_turned(world):
     assert values[0] == pytest.approx(values[1]) and abs(values[0]) > 0.01
 
 
+def test_a_metric_that_goes_the_wrong_way_is_not_turned_round(world):
+    manifest = read_manifest(str(world / "rated.csv"))
+    judged_by, whole = rated.rated_of(manifest), rated.Split(np.empty(0, dtype=np.int64), np.arange(len(manifest)))
+    method = Method("wrong", "distance", "none", -manifest.ratings[:, None], {}, lambda image, reference: np.zeros(1))
+    weights = bootstrap.group_weights(judged_by.groups, 40)
+    predicted = rated.predict(method, judged_by, [whole], seed=0)
+    found = rated.agreement(predicted, judged_by, [whole], weights)
+    assert found["plcc_logistic"].per_split == found["plcc"].per_split == [pytest.approx(-1)]
+    np.testing.assert_array_equal(found["plcc_logistic"].draws, found["plcc"].draws)
+    assert found["rmse"].per_split[0] == pytest.approx(manifest.ratings.std())
+
+
 def test_the_aggregate_is_the_mean_of_ranks():
     values = {
         "a": dict.fromkeys(PARTS, 0.5),

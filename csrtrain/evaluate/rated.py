@@ -192,11 +192,15 @@ def measured(
 
 
 def agreement(predicted: Predicted, rated: Rated, splits: Sequence[Split], weights: Array) -> dict[str, Measured]:
-    """Measures of a method by name; curves are those fitted to all test rows of a split, also in bootstrap samples."""
+    """Measures of a method by name; curves are those fitted to all test rows of a split, also in bootstrap samples.
+
+    Where a line stands in for the logistic, PLCC after it is that before it, its sign included: a level line has none.
+    """
     quality = [rated.quality[split.test] for split in splits]
     scores = predicted.scores
     mapped = [curve(s) for curve, s in zip(predicted.curves, scores, strict=True)]
     square = [(m - q) ** 2 for m, q in zip(mapped, quality, strict=True)]
+    straightened = [m if curve.logistic else s for curve, m, s in zip(predicted.curves, mapped, scores, strict=True)]
 
     def correlation(
         point: Callable[[Array, Array], float], drawn: Callable[[Array, Array, Array], Array], x: list[Array]
@@ -207,7 +211,7 @@ def agreement(predicted: Predicted, rated: Rated, splits: Sequence[Split], weigh
         "srcc": correlation(srcc, bootstrap.weighted_srcc, scores),
         "krcc": correlation(krcc, bootstrap.weighted_krcc, scores),
         "plcc": correlation(plcc, bootstrap.weighted_plcc, scores),
-        "plcc_logistic": correlation(plcc, bootstrap.weighted_plcc, mapped),
+        "plcc_logistic": correlation(plcc, bootstrap.weighted_plcc, straightened),
         "rmse": measured(
             lambda k: math.sqrt(square[k].mean()),
             lambda k, w: np.sqrt(bootstrap.weighted_mean(square[k], w)),

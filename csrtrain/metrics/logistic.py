@@ -14,9 +14,9 @@ _EVALUATIONS = 20_000
 
 
 class Curve(NamedTuple):
-    """A rising curve from scores to ratings.
+    """A curve from scores to ratings that does not fall.
 
-    parameters: (b1, b2, b3, b4) of the logistic, or (slope, intercept) of the line that stands in for it.
+    parameters: (b1, b2, b3, b4) of the logistic, or (slope, intercept) of the line that stands in for it, slope >= 0.
     logistic: whether the fit of the logistic succeeded.
     reason: why it did not, in words.
     """
@@ -43,9 +43,9 @@ def fit_logistic(scores: Array, ratings: Array) -> Curve:
     VQEG, "Final report from the Video Quality Experts Group on the validation of objective models of video quality
     assessment, phase II" (2003), section 4.2: b1 and b2 begin at the largest and smallest rating, b3 at the mean score,
     b4 at the deviation of the scores (Levenberg-Marquardt, `scipy.optimize.curve_fit`; the fit is made in standard
-    units, which moves no minimum). The curve always rises. Where the fit does not converge, gives a falling curve or
-    has fewer than five different scores, the least-squares line stands in for it (ours), so that PLCC after the fit is
-    then that before it, its sign included.
+    units, which moves no minimum). The curve never falls, so that no metric is turned round. Where the fit does not
+    converge, gives a falling curve or has fewer than five different scores, the least-squares line stands in for it
+    (ours): the best of those that do not fall, level at the mean rating for scores that go the wrong way.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(ratings, dtype=np.float64)
     if len(np.unique(x)) < 5 or np.ptp(y) == 0:
@@ -67,5 +67,5 @@ def fit_logistic(scores: Array, ratings: Array) -> Curve:
 
 def _line(x: Array, y: Array, reason: str) -> Curve:
     spread = np.square(x - x.mean()).sum()
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else 0.0
+    slope = max(0.0, float(((x - x.mean()) * (y - y.mean())).sum() / spread)) if spread > 0 else 0.0
     return Curve((slope, float(y.mean() - slope * x.mean())), False, reason)

@@ -43,8 +43,7 @@ def test_a_reversed_metric_is_not_turned_round(rated):
     x, y = rated
     curve = fit_logistic(-x, y)
     assert not curve.logistic and "falls" in curve.reason
-    slope, intercept = np.polyfit(-x, y, 1)
-    np.testing.assert_allclose(curve.parameters, [slope, intercept], rtol=1e-9)
+    np.testing.assert_allclose(curve.parameters, [0, y.mean()], rtol=1e-9)
 
 
 @pytest.mark.parametrize("x", [np.zeros(8), np.arange(8.0) // 2])
