@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csrtrain.models.features import FrozenFeatures
+from csrtrain.models.pairs import check_range, check_shapes, out_of_range
 
 
 class DifferenceMetric(nn.Module):
@@ -38,29 +39,29 @@ class DifferenceMetric(nn.Module):
         """Distance of each x to its reference y.
 
         Args:
-            x: (B,C,H,W) uint8, or float in [0,1]; on a CPU other values are refused.
+            x: (B,C,H,W) uint8, or float in [0,1]; a network's output may overshoot by 0.25, which is not clipped.
             y: the same shape, or (1,C,H,W).
 
         Returns:
             (B,) float32, at least 0, exactly 0 where x equals y.
 
         Raises:
-            ValueError: other shapes, channels, types or values.
+            ValueError: other shapes, channels or types; on a CPU also other values. On other devices a distance is NaN
+                there.
         """
-        if y.shape[1:] != x.shape[1:] or len(y) not in (1, len(x)):
-            raise ValueError(
-                f"Expected references of the images' shape {tuple(x.shape)}, got {tuple(y.shape)}. Give pairs."
-            )
-        for images in (x, y):
-            if images.device.type == "cpu" and images.is_floating_point() and images.numel():
-                low, high = (float(value) for value in images.detach().aminmax())
-                if not (low >= 0 and high <= 1):
-                    raise ValueError(f"Expected values in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+        check_shapes(x, y)
+        for what, images in (("images", x), ("references", y)):
+            check_range(what, images)
+        if x.dtype != y.dtype:
+            x, y = (z.float() / 255 if z.dtype == torch.uint8 else z for z in (x, y))
         differences = (self.features(x) - self.features(y)).abs()
         differs = (x != y).flatten(1).any(1)  # what is left for identical images are rounding errors of other batches
         with torch.autocast(x.device.type, enabled=False):
             found = (differences.float() @ self.weight).clamp(min=0)
-        return torch.where(differs, found, torch.zeros_like(found))
+        found = torch.where(differs, found, torch.zeros_like(found))
+        if x.device.type != "cpu" and x.is_floating_point():
+            found = found.masked_fill(out_of_range(x) | out_of_range(y), torch.nan)
+        return found
 
     def differences(self, images: Tensor, left: Sequence[int], right: Sequence[int]) -> Tensor:
         """What the weights are multiplied with: |h(x) - h(y)| of pairs.

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csrtrain.models.backbone import Backbone, check_stages, freeze
+from csrtrain.models.pairs import check_range, check_shapes, out_of_range
 
 _EPSILON = 1e-10  # of a squared length: a vector of zeros stays one, and has a gradient
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_OVERSHOOT = 0.25  # beyond [0,1] that a network's output may have as a loss
 
 
 class Reference(NamedTuple):
@@ -147,10 +147,7 @@ class FullReferenceMetric(nn.Module):
         self._check("images", x)
         if reference is None:
             self._check("references", images)
-        if images.shape[1:] != x.shape[1:] or len(images) not in (1, len(x)):
-            raise ValueError(
-                f"Expected references of the images' shape {tuple(x.shape)}, got {tuple(images.shape)}. Give pairs."
-            )
+        check_shapes(x, images)
         if reference is not None and reference.autocast != torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
@@ -161,7 +158,7 @@ class FullReferenceMetric(nn.Module):
         # Identical images: what is left are rounding errors of other batches, and their gradient.
         differs = (x != images).flatten(1).any(1)[:, None, None]
         if x.device.type != "cpu":
-            wrong = [_out_of_range(z).flatten(1).any(1)[:, None, None] for z in (x, images)]
+            wrong = (out_of_range(x) | out_of_range(images))[:, None, None]
         with torch.autocast(x.device.type, enabled=False):
             found = []
             for weight, f, v in zip(self.weights.values(), of_x, of_y, strict=True):
@@ -169,7 +166,7 @@ class FullReferenceMetric(nn.Module):
                 stage = torch.einsum("bchw,c->bhw", difference.square(), weight.float())
                 stage = torch.where(differs, stage, torch.zeros_like(stage))
                 if x.device.type != "cpu":
-                    stage = stage.masked_fill(wrong[0] | wrong[1], torch.nan)
+                    stage = stage.masked_fill(wrong, torch.nan)
                 found.append(stage)
         return found
 
@@ -190,13 +187,7 @@ class FullReferenceMetric(nn.Module):
                 f"Expected {what} (B,{self.channels},H,W), float in [0,1], got {tuple(images.shape)} {images.dtype}. "
                 "Divide 8-bit values by 255, convert float64, and give the backbone's channels."
             )
-        if torch.compiler.is_compiling():  # or exported: there are no values
-            return
-        if images.device.type == "cpu" and images.numel():
-            # numpy: a host read of a host tensor is no synchronisation
-            low, high = (float(value.float().numpy()) for value in images.detach().aminmax())
-            if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN too
-                raise ValueError(f"Expected {what} in [0,1], got {low:g} to {high:g}. Divide 8-bit values by 255.")
+        check_range(what, images)
 
 
 def _inverse_lengths(f: Tensor) -> Tensor:
@@ -210,7 +201,3 @@ def _distance(stages: list[Tensor]) -> Tensor:
 
 def _enlarged(stages: list[Tensor], size: torch.Size) -> Tensor:
     return torch.stack([F.interpolate(stage[:, None], size, mode="bilinear")[:, 0] for stage in stages]).sum(0)
-
-
-def _out_of_range(images: Tensor) -> Tensor:
-    return ~((images >= -_OVERSHOOT) & (images <= 1 + _OVERSHOOT))  # NaN too

@@ -33,18 +33,43 @@ def test_identical_images_are_at_zero_in_any_batch_and_type(metric):
     assert found[0] == found[2] == 0 < found[1]
     torch.testing.assert_close(metric.distance(x.float() / 255, y.float() / 255), found)
     torch.testing.assert_close(metric.distance(x, x[:1])[1:], metric.distance(x[1:], x[:1].expand(2, -1, -1, -1)))
+    assert metric.distance(x, x.float() / 255).eq(0).all()
 
 
 def test_bad_pairs(metric):
     x = torch.rand(2, 3, 64, 64)
     with pytest.raises(ValueError, match=r"Expected references of the images' shape \(2, 3, 64, 64\), got \(2, 3, 64"):
         metric.distance(x, torch.rand(2, 3, 64, 65))
-    with pytest.raises(ValueError, match=r"Expected values in \[0,1\], got .* to 255"):
+    with pytest.raises(ValueError, match=r"Expected references in \[0,1\], got .* to 255. Divide"):
         metric.distance(x, 255 * (x > 0.5).float())
-    with pytest.raises(ValueError, match=r"Expected values in \[0,1\]"):
+    with pytest.raises(ValueError, match=r"Expected images in \[0,1\], got nan to nan. Replace NaN"):
         metric.distance(x * torch.nan, x)
     with pytest.raises(ValueError, match=r"Expected images \(B,3,H,W\)"):
         metric.distance(x[:, :1], x[:, :1])
+
+
+def test_a_loss_may_overshoot_and_is_exported_as_of_feature_maps(metric):
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 1.24, -0.24
+    metric.weight.data.abs_()
+    distance = metric.distance(x, y)
+    assert bool((distance > 0).all())
+    exported = torch.export.export(metric, (x, y)).module()
+    torch.testing.assert_close(exported(x, y), distance, rtol=1e-4, atol=1e-5)
+
+
+def test_values_are_not_waited_for(metric, no_host_reads):
+    with no_host_reads():
+        metric.distance(*torch.rand(2, 2, 3, 64, 64))
+
+
+@pytest.mark.gpu
+def test_other_values_give_nan_on_a_gpu(metric):
+    x, y = torch.rand(2, 3, 3, 64, 64).cuda()
+    x[1] *= 255
+    distance = metric.cuda().distance(x, y)
+    assert distance[1].isnan() and torch.isfinite(distance[[0, 2]]).all()
+    assert metric.distance(x, y[:1] * torch.nan).isnan().all()
 
 
 def test_the_distance_is_the_differences_times_the_weights():
