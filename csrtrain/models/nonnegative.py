@@ -42,7 +42,7 @@ def fit(
         As `csrtrain.models.ridge.fit`, with biases of 0.
 
     Raises:
-        ValueError: alphas are not positive, there is one fold only, or no difference is above 0.
+        ValueError: alphas are not positive, or there is one fold only.
     """
     if not alphas or min(alphas) <= 0:
         raise ValueError(f"Expected alphas above 0, got {list(alphas)}. Correct them.")
@@ -50,8 +50,6 @@ def fit(
     if len(numbers) < 2:
         raise ValueError(f"Expected at least 2 folds, got {len(numbers)}. Use more ratings or groups.")
     d = differences.astype(np.float64)
-    if not d.any():
-        raise ValueError("Expected images that differ from their references, got none. Give others.")
     weights = _solved(d, y, alphas)
     held_out = np.empty((len(alphas), len(y)))
     for number in numbers:

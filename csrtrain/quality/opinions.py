@@ -69,6 +69,9 @@ def fit(
         alphas: strengths to choose from, by the error of held-out folds of whole groups of train.
         folds: their number.
         untrained: names of backbones that nothing has trained.
+
+    Raises:
+        ValueError: no training image could be read, or none differs from its reference.
     """
     rated, rows = data.rated, found.whole
     ratings, groups = rated.ratings[rows], rated.groups[rows]
@@ -77,6 +80,10 @@ def fit(
     train = splits == "train"
     if not train.any():
         raise ValueError(f"Expected rows of split train whose images can be read, got none in {data.path}.")
+    if not differences[train].any():
+        raise ValueError(
+            f"Expected images of split train in {data.path} that differ from their references, got none. Give others."
+        )
     low, high = data.rating_range or (ratings[train].min(), ratings[train].max())
     sign = 1.0 if rated.higher_is_better else -1.0
     best = float(high if rated.higher_is_better else low)

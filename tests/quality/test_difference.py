@@ -109,3 +109,11 @@ def test_bad_options(ratings, tmp_path, capsys):
     assert "Expected model.folds >= 2, got 1" in capsys.readouterr().err
     assert main(arguments(tmp_path, "--model.alphas=[-1.0]")) == 2
     assert "Expected alphas above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["fr_difference", "fr_mos"])
+def test_images_that_are_their_references_are_refused(ratings, write_table, tmp_path, capsys, config):
+    write_table(tmp_path / "m.csv", [{**row, "path": row["reference"]} for row in ratings])
+    assert main([config if word == "fr_difference" else word for word in arguments(tmp_path)]) == 2
+    assert "m.csv that differ from their references, got none" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
