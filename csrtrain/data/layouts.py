@@ -345,7 +345,7 @@ def ldctiqac(folder: Path) -> Found:
     path = root / "train.json"
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected a JSON file, got {path} ({error}). Get it again.") from None
     if not isinstance(scores, dict):
         raise ValueError(f"Expected names with scores in {path}, got {type(scores).__name__}. Get the file again.")

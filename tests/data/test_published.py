@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from csrtrain.augment.distort import NATURAL
 from csrtrain.cli import main
-from csrtrain.data import layouts
+from csrtrain.data import layouts, tables
 from csrtrain.data.manifest import read_manifest
 from csrtrain.data.published import SETS, format_published, read_published, write_published
 
@@ -484,6 +484,7 @@ def test_every_set_refuses_a_wrong_folder(tmp_path):
         ("csiq", "csiq.DMOS.xlsx", b"no excel", "Expected an Excel file with all_by_image, got .*csiq.DMOS.xlsx"),
         ("ldctiqac", "train.json", b"{", "Expected a JSON file, got .*train.json"),
         ("ldctiqac", "train.json", b"[1]", "Expected names with scores in .*train.json, got list"),
+        ("ldctiqac", "train.json", b"[" * 100_000, "Expected a JSON file, got .*train.json"),
     ],
 )
 def test_files_that_are_something_else(images, name, file, content, words):
@@ -492,6 +493,31 @@ def test_files_that_are_something_else(images, name, file, content, words):
     (folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=words):
         read_published(name, str(folder))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_half_a_matlab_file(images, compressed):
+    path = clive(images) / "Data" / "AllMOS_release.mat"
+    savemat(path, {"AllMOS_release": np.arange(50.0) / 7}, do_compression=compressed)
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"Expected (a MATLAB file|variable) .*AllMOS_release.mat"):
+            tables.vector(path, "AllMOS_release")
+
+
+def test_a_damaged_excel_file(images):
+    path = csiq(images) / "csiq.DMOS.xlsx"
+    content = path.read_bytes()
+    found = 0
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + bytes(40) + content[place + 40 :])
+        try:
+            tables.sheet(path, "all_by_image", ("image", "dmos"))
+        except ValueError as error:
+            assert "Expected " in str(error) and "csiq.DMOS.xlsx" in str(error)
+            found += 1
+    assert found > 10
 
 
 def test_arrays_of_other_lengths_and_names(images):
