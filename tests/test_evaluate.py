@@ -18,7 +18,7 @@ from csrtrain.cli import main
 from csrtrain.data import decode, samples
 from csrtrain.data.manifest import read_manifest
 from csrtrain.data.splits import random_splits
-from csrtrain.evaluate import judging, rated
+from csrtrain.evaluate import judging, rated, report
 from csrtrain.evaluate.aggregate import PARTS, aggregate, shift_and_speed
 from csrtrain.evaluate.methods import Method, Reading, features_of
 from csrtrain.metrics import bootstrap
@@ -533,6 +533,12 @@ def test_a_metric_that_goes_the_wrong_way_is_not_turned_round(world):
     assert found["plcc_logistic"].per_split == found["plcc"].per_split == [pytest.approx(-1)]
     np.testing.assert_array_equal(found["plcc_logistic"].draws, found["plcc"].draws)
     assert found["rmse"].per_split[0] == pytest.approx(manifest.ratings.std())
+
+
+def test_a_difference_that_is_not_defined_is_left_out():
+    undefined = {"difference": math.nan, "low": math.nan, "high": math.nan, "beats": False}
+    lines = report._versus({"a": {"versus": {"b": {"srcc": undefined, "krcc": {**undefined, "difference": 0.5}}}}})
+    assert lines[-2:] == ["| a | b | SRCC |  | no interval |", "| a | b | KRCC | +0.500 | no interval |"]
 
 
 def test_the_aggregate_is_the_mean_of_ranks():

@@ -164,8 +164,9 @@ def _versus(methods: dict[str, Any]) -> list[str]:
                 verdict = "beats" if found["beats"] else "is beaten" if high < 0 else "neither"
                 interval = f" [{low:+.3f}, {high:+.3f}]"
                 if not math.isfinite(low):
-                    verdict, interval = "too few groups", ""
-                rows.append([name, control, TITLES[measure], f"{found['difference']:+.3f}{interval}", verdict])
+                    verdict, interval = "no interval", ""
+                difference = f"{found['difference']:+.3f}{interval}" if math.isfinite(found["difference"]) else ""
+                rows.append([name, control, TITLES[measure], difference, verdict])
     if not rows:
         return []
     return ["", "### Beside the controls", "", *_grid(["method", "minus", "measure", "difference", ""], rows)]

@@ -35,6 +35,11 @@ def interval(values: Array, groups: NDArray[np.int64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def in_words(low: float, high: float, sign: str = "") -> str:
+    """` [0.401, 0.623]`, or that there is none."""
+    return f" [{low:{sign}.3f}, {high:{sign}.3f}]" if math.isfinite(low) and math.isfinite(high) else " (no interval)"
+
+
 def weighted_mean(x: Array, weights: Array) -> Array:
     """(draws,) mean of (N,) or (draws,N); NaN where no row was drawn."""
     total = weights.sum(1)

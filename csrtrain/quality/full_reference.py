@@ -20,6 +20,7 @@ from csrtrain import bundle
 from csrtrain.data.comparisons import PairBatch
 from csrtrain.data.manifest import SPLITS
 from csrtrain.losses.ranking import Ranker, preference_loss
+from csrtrain.metrics import bootstrap
 from csrtrain.metrics.preference import two_afc
 from csrtrain.metrics.representation import group_folds, paired_bootstrap
 from csrtrain.models import nonnegative
@@ -236,8 +237,8 @@ class Preference(LightningModule):
                 f"{name}/two_afc_most": most,
             }
             self.summary.append(
-                f"{where}: 2AFC {value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}], with all weights 1 {plain.mean():.3f}, "
-                f"difference {gain:+.3f} [{gain_ends[0]:+.3f}, {gain_ends[1]:+.3f}]; no distance can reach more than "
+                f"{where}: 2AFC {value:.3f}{bootstrap.in_words(*ends)}, with all weights 1 {plain.mean():.3f}, "
+                f"difference {gain:+.3f}{bootstrap.in_words(*gain_ends, '+')}; no distance can reach more than "
                 f"{most:.3f}."
             )
             shared = np.intersect1d(groups[of], groups[train]) if split != "train" else np.empty(0)

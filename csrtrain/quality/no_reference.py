@@ -14,6 +14,7 @@ from csrtrain import bundle
 from csrtrain.data.manifest import SPLITS, Manifest
 from csrtrain.data.whole import Groups, WholeBatch
 from csrtrain.distributed import world_size
+from csrtrain.metrics import bootstrap
 from csrtrain.metrics.correlation import agreement, srcc, srcc_interval
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models import ridge
@@ -210,7 +211,7 @@ class NoReference(LightningModule):
             self._results |= {f"{name}/srcc_low": low, f"{name}/srcc_high": high}
             where = f"{self.folds} folds of train, by group" if split == "train" else f"{of.sum()} images of {split}"
             self.summary.append(
-                f"{where}: SRCC {values['srcc']:.3f} [{low:.3f}, {high:.3f}], KRCC {values['krcc']:.3f}, PLCC "
+                f"{where}: SRCC {values['srcc']:.3f}{bootstrap.in_words(low, high)}, KRCC {values['krcc']:.3f}, PLCC "
                 f"{values['plcc']:.3f}, RMSE {values['rmse']:.3g}."
             )
             shared = np.intersect1d(groups[of], groups[splits == "train"]) if split != "train" else np.empty(0)

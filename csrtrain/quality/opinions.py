@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 
 from csrtrain.data.manifest import SPLITS
+from csrtrain.metrics import bootstrap
 from csrtrain.metrics.correlation import agreement, srcc_draws, srcc_interval
 from csrtrain.metrics.representation import group_folds
 from csrtrain.models.nonnegative import common_weight
@@ -152,10 +153,10 @@ def _measured(predicted: Array, plain: Array, ratings: Array, groups: Integers) 
     results |= {"srcc_low": low, "srcc_high": high, "srcc_gain_low": gain[0], "srcc_gain_high": gain[1]}
     first, second = (
         f"SRCC {of['srcc']:.3f}{interval}, KRCC {of['krcc']:.3f}, PLCC {of['plcc']:.3f}, RMSE {of['rmse']:.3g}"
-        for of, interval in ((fitted, f" [{low:.3f}, {high:.3f}]"), (alike, ""))
+        for of, interval in ((fitted, bootstrap.in_words(low, high)), (alike, ""))
     )
     difference = fitted["srcc"] - alike["srcc"]
     return results, (
-        f"{first}; with all weights alike {second}; difference of SRCC {difference:+.3f} [{gain[0]:+.3f}, "
-        f"{gain[1]:+.3f}]."
+        f"{first}; with all weights alike {second}; difference of SRCC {difference:+.3f}"
+        f"{bootstrap.in_words(*gain, '+')}."
     )

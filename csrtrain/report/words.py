@@ -244,7 +244,7 @@ def _beside(run: Run, split: str, measure: str) -> str:
 def beats(low: float, high: float) -> str:
     """What the 95 % interval of a difference to a control says."""
     if not (math.isfinite(low) and math.isfinite(high)):
-        return "too few groups"
+        return "no interval"
     return "beats" if low > 0 else "is beaten" if high < 0 else "neither"
 
 

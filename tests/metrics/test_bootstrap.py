@@ -68,3 +68,10 @@ def test_intervals_need_five_groups():
     assert bootstrap.interval(values, np.arange(5)) == pytest.approx((0.025, 0.975))
     assert all(math.isnan(end) for end in bootstrap.interval(values, np.arange(4)))
     assert all(math.isnan(end) for end in bootstrap.interval(values * np.nan, np.arange(9)))
+
+
+def test_intervals_in_words():
+    assert (
+        bootstrap.in_words(0.4, 0.6234) == " [0.400, 0.623]" and bootstrap.in_words(-1, 0.5, "+") == " [-1.000, +0.500]"
+    )
+    assert bootstrap.in_words(*bootstrap.interval(np.zeros(9), np.zeros(3, dtype=np.int64))) == " (no interval)"

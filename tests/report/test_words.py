@@ -100,5 +100,5 @@ def test_intervals_in_letters():
         "beats",
         "is beaten",
         "neither",
-        "too few groups",
+        "no interval",
     ]
