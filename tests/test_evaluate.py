@@ -118,7 +118,10 @@ def native(world, tmp_path_factory):
 
 def test_what_is_written(native):
     names = {path.name for path in native.iterdir()}
-    assert {"results.json", "table.csv", "report.md", "scatter.png", "types.png", "monotonicity.png"} <= names
+    assert names == {
+        *("results.json", "table.csv", "report.md", "correlations.png", "scatter.png", "types.png"),
+        *("monotonicity.png", "outliers.png"),
+    }
     results = json.loads((native / "results.json").read_text())
     assert results["protocol"] == "native" and results["seed"] == 0 and "torch" in results["versions"]
     table = pd.read_csv(native / "table.csv")

@@ -13,6 +13,7 @@ from csrtrain.metrics.logistic import Curve
 _COLUMNS = 3
 _DPI = 110
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#8a8f98"
+_CORRELATIONS = {"srcc": "SRCC", "krcc": "KRCC", "plcc": "PLCC raw", "plcc_logistic": "PLCC logistic"}
 
 
 def draw(results: dict[str, Any]) -> dict[str, bytes]:
@@ -22,6 +23,7 @@ def draw(results: dict[str, Any]) -> dict[str, bytes]:
         mark = f"_{number + 1}" if len(results["evaluations"]) > 1 else ""
         methods = evaluation["methods"]
         if "scatter" in evaluation:
+            pictures[f"correlations{mark}.png"] = _correlations(methods)
             pictures[f"scatter{mark}.png"] = _scatter(evaluation)
         if any(method.get("types") for method in methods.values()):
             pictures[f"types{mark}.png"] = _bars(methods, "types", "SRCC per type of distortion (median, 95 %)")
@@ -119,28 +121,33 @@ def _shade(name: str, value: float) -> Any:
     return colormaps[name](value * 0.8)
 
 
+def _correlations(methods: dict[str, Any]) -> bytes:
+    """The four correlations of every method: medians over the splits and intervals."""
+    figure = Figure(figsize=(13.0, 1.2 + 0.42 * len(methods)), layout="constrained")
+    for axis, (measure, title) in zip(figure.subplots(1, 4, sharey=True), _CORRELATIONS.items(), strict=True):
+        rows = [(name, method["measures"][measure], _color(method)) for name, method in methods.items()]
+        _dots(axis, rows, f"{title} (95 %)", 0)
+    return _png(figure)
+
+
 def _orders(methods: dict[str, Any]) -> bytes:
     """Share of level pairs in the right order, overall."""
     shown = [(name, method) for name, method in methods.items() if "level_order" in method]
-    return _dots(
-        [(name, method["level_order"], _color(method)) for name, method in shown],
-        "Levels of distortion in the right order (95 %)",
-        0.5,
-    )
+    figure = Figure(figsize=(7.0, 1.2 + 0.42 * len(shown)), layout="constrained")
+    rows = [(name, method["level_order"], _color(method)) for name, method in shown]
+    _dots(figure.add_subplot(), rows, "Levels of distortion in the right order (95 %)", 0.5)
+    return _png(figure)
 
 
-def _dots(rows: list[tuple[str, dict[str, Any], str]], title: str, chance: float) -> bytes:
-    figure = Figure(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.add_subplot()
+def _dots(axis: Axes, rows: list[tuple[str, dict[str, Any], str]], title: str, chance: float) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     for place, (_, found, color) in enumerate(rows):
         axis.plot([found["low"], found["high"]], [place, place], color=color, linewidth=2)
         axis.plot(found["value"], place, "o", color=color)
     axis.axvline(chance, color=_GREY, linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_title(title, fontsize=10)
-    return _png(figure)
 
 
 def _outliers(evaluation: dict[str, Any]) -> bytes:
