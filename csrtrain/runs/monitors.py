@@ -101,7 +101,8 @@ class RepresentationMonitor(Callback):
         if "projections" not in outputs:
             return
         z0, z1 = outputs["projections"]
-        self.loss = outputs["loss"].detach() + (0 if self.loss is None else self.loss)
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning has divided it by them
+        self.loss = loss + (0 if self.loss is None else self.loss)
         self.batches += 1
         if self.statistics is None:
             self.statistics = RepresentationStatistics(z0.shape[1]).to(pl_module.device)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 
 from benchmarks.resume import equal
@@ -13,6 +13,7 @@ from csrtrain.models.weights import read_torch
 from csrtrain.pretrain import CONTRIQUE, MoCo, SimCLR
 from csrtrain.runs.batch_norm import SyncBatchNorms
 from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, newest
+from csrtrain.runs.monitors import RepresentationMonitor
 from csrtrain.runs.nonfinite import StopOnNonFinite
 
 COMMON = dict(backbone="test_resnet", channels=1, modality="mri", projection_dim=16, learning_rate=0.01)
@@ -37,7 +38,7 @@ def make(method, **more):
     return CONTRIQUE(**COMMON, size=24, **more)
 
 
-def fit(model, images, run_dir, resume=None, **more):
+def fit(model, images, run_dir, resume=None, measure=(), **more):
     seed_everything(0, verbose=False)
     contrique = isinstance(model, CONTRIQUE)
     data = UnlabeledData(
@@ -56,7 +57,7 @@ def fit(model, images, run_dir, resume=None, **more):
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[StopOnNonFinite(), RunCheckpoint(every_n_steps=1, keep=-1)],
+        callbacks=[StopOnNonFinite(), RunCheckpoint(every_n_steps=1, keep=-1), *measure],
         plugins=[AtomicCheckpointIO()],
         **{"accelerator": "cpu", "devices": 1, **more},
     )
@@ -78,6 +79,27 @@ def goes_on_exactly(method, images, tmp_path, **more):
 def test_bf16_goes_on_exactly_with_float32_weights(images, tmp_path, method):
     bf16 = goes_on_exactly(method, images, tmp_path, precision="bf16-mixed")
     assert not equal(bf16["state_dict"], fit(make(method), images, tmp_path / "float32")["state_dict"])
+
+
+class Losses(Callback):
+    """Loss of each batch, and the mean that is logged of each epoch."""
+
+    def __init__(self):
+        self.batches, self.epochs = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append(float(trainer.callback_metrics["train/epoch_loss"]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_of_an_epoch_is_the_mean_of_its_batches(images, tmp_path, accumulate):
+    losses = Losses()
+    fit(make("simclr"), images, tmp_path, measure=[RepresentationMonitor(), losses], accumulate_grad_batches=accumulate)
+    means = [np.mean(losses.batches[:BATCHES]), np.mean(losses.batches[BATCHES:])]
+    assert len(losses.batches) == 2 * BATCHES and losses.epochs == pytest.approx(means, rel=1e-6)
 
 
 @pytest.mark.gpu
