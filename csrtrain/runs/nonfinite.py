@@ -73,11 +73,13 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._bad is not None:  # gradients are pending
+            if self.skip and bool(self._bad):
+                outputs.pop("projections", None)  # nothing to measure
             return
         if self._undo:
             assert self._before is not None
             self._before.restore()
-            outputs.pop("projections", None)  # nothing to measure
+            outputs.pop("projections", None)
         self._before, self._undo = None, False
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
