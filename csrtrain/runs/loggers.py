@@ -58,10 +58,11 @@ class CsvLogger(Logger):
         """Drop the rows that a run with `step` optimiser steps behind it writes again; Lightning counts them from 0."""
         if not self.path.exists():
             return
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", errors="replace") as file:  # a node that fails may leave what is no text
             reader = csv.DictReader(file)
             rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < step]
-            self._columns = list(reader.fieldnames or [])
+            columns = list(reader.fieldnames or [])
+        self._columns = columns if "step" in columns else []
         self._rewrite(rows)
 
     @rank_zero_only

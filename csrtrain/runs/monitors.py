@@ -87,8 +87,9 @@ class RepresentationMonitor(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.spectrum is not None and self.spectrum.exists():
-            lines = [line for line in self.spectrum.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            rows = [line for line in lines[1:] if line.partition(",")[0].isdigit()]  # a node that fails may leave NUL
+            text = self.spectrum.read_text(errors="replace")  # a node that fails may leave what is no text
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            rows = [line for line in lines[1:] if line.partition(",")[0].isdigit()]
             kept = [row for row in rows if int(row.partition(",")[0]) < trainer.global_step]
             write_atomically(self.spectrum, "".join([*lines[:1], *kept]).encode())
 

@@ -68,12 +68,19 @@ def logged(run_dir: Path) -> list[Points]:
 
 
 def spectra(run_dir: Path) -> dict[int, list[float]]:
-    """Step -> shares, of `spectrum.csv`; a row that a kill cut short is left out."""
+    """Step -> shares, of `spectrum.csv`; a row that a kill cut short, or that is none, is left out."""
     path = run_dir / "spectrum.csv"
     if not path.exists():
         return {}
-    header, *rows = [line.split(",") for line in path.read_text().splitlines()] or [[]]
-    return {int(row[0]): [float(share) for share in row[1:]] for row in rows if len(row) == len(header) and all(row)}
+    found = {}
+    header, *rows = [line.split(",") for line in path.read_text(errors="replace").splitlines()] or [[]]
+    for row in rows:
+        try:
+            if len(row) == len(header):
+                found[int(row[0])] = [float(share) for share in row[1:]]
+        except ValueError:
+            continue
+    return found
 
 
 def new_values(values: Mapping[str, float], known: set[str]) -> dict[str, float]:

@@ -1,9 +1,12 @@
 import csv
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
+from csrtrain.runs import wandb_contents
 from csrtrain.runs.loggers import CsvLogger, Wandb
+from csrtrain.runs.monitors import RepresentationMonitor
 
 
 def rows(path):
@@ -50,6 +53,23 @@ def test_wandb_keeps_its_run_and_is_offline_without_a_key(tmp_path, monkeypatch)
         del logger
     assert ids[0] == ids[1] == (tmp_path / "run" / "wandb_id").read_text()
     assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{ids[0]}"))
+
+
+@pytest.mark.parametrize("left", [b"\0\0\0", b"\xff\xfe\n", b"1\xc3,2"])
+def test_what_a_node_that_failed_left_behind_is_dropped(tmp_path, left):
+    metrics, spectrum = tmp_path / "metrics.csv", tmp_path / "spectrum.csv"
+    for file in (metrics, spectrum):
+        file.write_bytes(b"step,share_1\n0,0.5\n" + left)
+    assert wandb_contents.spectra(tmp_path)[0] == [0.5]
+    RepresentationMonitor(str(tmp_path)).on_train_start(SimpleNamespace(global_step=9), None)
+    assert spectrum.read_text() == "step,share_1\n0,0.5\n"
+    logger = CsvLogger(str(tmp_path))
+    logger.resume_from(9)
+    assert rows(metrics) == [{"step": "0", "share_1": "0.5"}]
+    metrics.write_bytes(left)
+    logger.resume_from(9)
+    logger.log_metrics({"loss": 1.0}, step=9)
+    assert rows(metrics) == [{"step": "9", "loss": "1.0"}]
 
 
 @pytest.mark.parametrize("step", [0, 7])
