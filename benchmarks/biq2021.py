@@ -320,7 +320,9 @@ def main() -> None:
     parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="for domain bundles without names")
     parser.add_argument("--epochs", type=int, default=44)
     parser.add_argument("--method", choices=("contrique", "simclr", "moco"), default="contrique")
-    parser.add_argument("--name", help="of the run and its bundle in RUNS; by default the method")
+    parser.add_argument(
+        "--name", help="of the run and its bundle in RUNS, the method; or of evaluate's result, biq2021"
+    )
     parser.add_argument("--option", action="append", default=[], help="more of csrtrain fit: --option=--model.size=224")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--note", action="append", default=[], help="what a bundle was trained on, for the result")
@@ -357,9 +359,11 @@ def main() -> None:
         notes.append(fewer_ratings(names[0], features[names[0]], rows))
     notes += [*options.note, "Features in bf16; whole images at full and half scale, each part of length 1."]
     title = "SRCC with opinion scores on BIQ2021 from frozen backbones and a ridge head"
+    name = options.name or "biq2021"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write"
+    command += f" --name {name}" if options.name else ""
     packages = ("torch", "timm", "lightning", "scikit-learn")
-    result = harness.Result("biq2021", title, evaluate(features, rows), notes, packages, command)
+    result = harness.Result(name, title, evaluate(features, rows), notes, packages, command)
     result.show(options.write)
 
 
