@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import wandb
 
 from csrtrain.cli import main
 from csrtrain.runs import wandb_contents
@@ -44,10 +43,7 @@ def arguments(images, tmp_path, monkeypatch):
 @pytest.fixture
 def fit(arguments):
     def run(run_dir, *more, **which):
-        try:
-            return main(arguments(run_dir, *more, **which))
-        finally:
-            wandb.teardown()  # waits for its process, which writes the end of a file after run.finish has returned
+        return main(arguments(run_dir, *more, **which))
 
     return run
 
@@ -81,7 +77,6 @@ def fragments():
     """The files that wandb keeps of a run, one per start, oldest first: lists of records."""
 
     def read(run_dir):
-        wandb.teardown()
         files = wandb_contents.files_of(run_dir, (run_dir / "wandb_id").read_text())
         assert {path.parent for path in files} == {p for p in (run_dir / "wandb").glob("*run-*") if not p.is_symlink()}
         return [list(wandb_contents.records(path)) for path in files]
