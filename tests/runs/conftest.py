@@ -2,6 +2,7 @@
 
 import csv
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,29 @@ def arguments(images, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fit(arguments):
+def settle():
+    """Waits for wandb's process, which writes the end of the newest file after run.finish has returned."""
+
+    def ended(path):
+        records = list(wandb_contents.records(path))
+        return bool(records) and records[-1]["type"] == "exit"
+
+    def wait(run_dir):
+        deadline = time.monotonic() + 10
+        for newest in sorted((run_dir / "wandb").glob("*run-*/*.wandb"))[-1:]:
+            while not ended(newest) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def fit(arguments, settle):
     def run(run_dir, *more, **which):
-        return main(arguments(run_dir, *more, **which))
+        try:
+            return main(arguments(run_dir, *more, **which))
+        finally:
+            settle(run_dir)
 
     return run
 
@@ -73,10 +94,11 @@ def interrupt(monkeypatch):
 
 
 @pytest.fixture
-def fragments():
+def fragments(settle):
     """The files that wandb keeps of a run, one per start, oldest first: lists of records."""
 
     def read(run_dir):
+        settle(run_dir)
         files = wandb_contents.files_of(run_dir, (run_dir / "wandb_id").read_text())
         assert {path.parent for path in files} == {p for p in (run_dir / "wandb").glob("*run-*") if not p.is_symlink()}
         return [list(wandb_contents.records(path)) for path in files]

@@ -296,7 +296,7 @@ def test_a_histogram_has_at_most_512_bars_and_the_same_sum():
         assert sum(heights) == pytest.approx(1) and (edges[0], np.ptp(np.diff(edges))) == (0.5, 0)
 
 
-def test_a_server_that_cannot_begin_leaves_an_offline_run(tmp_path, monkeypatch):
+def test_a_server_that_cannot_begin_leaves_an_offline_run(tmp_path, monkeypatch, settle):
     import wandb
 
     plain = wandb.init
@@ -311,6 +311,7 @@ def test_a_server_that_cannot_begin_leaves_an_offline_run(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="wandb could not begin .CommError.; this start is kept offline"):
         logger.log_metrics({"loss": 1.0}, step=0)
     logger.finalize("success")
+    settle(tmp_path / "run")
     (file,) = wandb_contents.files_of(tmp_path / "run", (tmp_path / "run" / "wandb_id").read_text())
     assert wandb_contents.held([file], None)[0] >= {"loss"}
 
