@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from csrtrain import draws
 from csrtrain.augment import chunks
+from csrtrain.augment.compiled import compiling
 from csrtrain.augment.distort import LEVELS, Distortion
 from csrtrain.precision import full_precision
 
@@ -45,13 +46,16 @@ class DistortionBank(nn.Module):
         rows: the types.
         in_worker: the types that need a CPU codec are applied by the method `in_worker` in the loader's workers, and
             `forward` leaves them out.
+        compiled: fuse operations with `torch.compile`, see `csrtrain.augment.compiled`; for training, as the first
+            batch waits for the compiler. The results differ by rounding only.
     """
 
-    def __init__(self, rows: Sequence[Distortion], in_worker: bool = False) -> None:
+    def __init__(self, rows: Sequence[Distortion], in_worker: bool = False, compiled: bool = False) -> None:
         super().__init__()
         if not rows:
             raise ValueError("Expected at least one type of distortion, got none. Name some.")
         self.rows = tuple(rows)
+        self.compiled = compiled
         self.values = np.array([row.values for row in rows], dtype=np.float64)  # (T,5)
         self.severities = np.array([row.severities for row in rows], dtype=np.float64)
         numbers = 1 + np.arange(len(rows) * LEVELS).reshape(-1, LEVELS)
@@ -171,7 +175,7 @@ class DistortionBank(nn.Module):
             (B,C,H,W) float32 in [0,1].
         """
         self._check(images, drawn)
-        with torch.no_grad(), full_precision(images.device):
+        with torch.no_grad(), full_precision(images.device), compiling(self.compiled):
             x = images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clamp(0, 1)
             for k in range(drawn.types.shape[1]):
                 self._distort(x, drawn, k)
@@ -205,16 +209,17 @@ class DistortionBank(nn.Module):
         step = max(1, _CHUNK // x[0].numel()) if x.device.type == "cpu" else len(x)
         parts = [(t, at, min(at + step, end)) for t, start, end in runs for at in range(start, end, step)]
 
+        values, seeds = (drawn_of[:, k].index_select(0, drawn.order[k]) for drawn_of in (drawn.values, drawn.seeds))
+
         def work(part: tuple[int, int, int]) -> None:
             t, start, end = part
             rows = drawn.order[k, start:end]
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # both hold for one thread
-                values, seeds = drawn.values[:, k].index_select(0, rows), drawn.seeds[:, k].index_select(0, rows)
                 if x.device.type == "cpu" and len(rows) == 1:  # in place, without two copies
                     target = x[int(rows.numpy()[0])][None]  # numpy: a host read of a host tensor is no synchronisation
-                    torch.clamp(self.rows[t].function(target, values, seeds), 0, 1, out=target)
+                    torch.clamp(self.rows[t].function(target, values[start:end], seeds[start:end]), 0, 1, out=target)
                 else:
-                    distorted = self.rows[t].function(x.index_select(0, rows), values, seeds)
+                    distorted = self.rows[t].function(x.index_select(0, rows), values[start:end], seeds[start:end])
                     x.index_copy_(0, rows, distorted.clamp_(0, 1))  # of a copy, whatever the function gives back
 
         if x.device.type == "cpu":

@@ -1,7 +1,8 @@
 """Batch functions that are compiled where the machine has a compiler, and run as they stand where it has none."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 _reported: set[str] = set()
+_wanted = False
+
+COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute, once per machine) pays
 
 
 class Kernel:
@@ -42,7 +46,7 @@ class Kernel:
             self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             if self.failure not in _reported:
                 _reported.add(self.failure)
-                logger.warning("The views run uncompiled, which is slower: %s", self.failure)
+                logger.warning("Augmentations run uncompiled, which is slower: %s", self.failure)
             return result
 
     def _call_compiled(self, *arguments: Any) -> Tensor:
@@ -56,3 +60,27 @@ class Kernel:
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return self._compiled(*arguments)
+
+
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Whether `per_image` compiles meanwhile, in all threads."""
+    global _wanted
+    before, _wanted = _wanted, wanted
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def per_image(kernel: Kernel, x: Tensor, *values: Tensor) -> Tensor:
+    """A kernel of whole images: x (n,C,H,W) and values (n,1,1,1) to (n,C,H,W).
+
+    On a CPU compiled where `compiling` says so, image by image, so that the result does not depend on the batch and
+    each stays in the cache; the kernel gets (C,H,W) and (1,1,1) there. On other devices the library form runs: compiled
+    it has not been measured there.
+    """
+    if not _wanted or x.device.type != "cpu":
+        return kernel(x, *values, compiled=False)
+    images = [kernel(*arguments, compiled=True) for arguments in zip(x, *values, strict=True)]
+    return images[0][None] if len(images) == 1 else torch.stack(images)

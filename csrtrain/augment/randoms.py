@@ -1,12 +1,11 @@
 """Random numbers of a sample on the device, functions of its seed alone: not of the batch, the rank or other samples.
 
 Counter-based, in integer arithmetic: equal on every device up to the rounding of log and cos, with no generator state
-and no host read. `normal_images` and `uniform_images` are for the distortions: on a CPU, where torch's own generators
-are many times faster than the hash uncompiled, they seed one of those per sample, so CPU and GPU draw different noise.
+and no host read. `normal_images` is for the distortions: on a CPU, where torch's own generator is many times faster
+than the hash uncompiled, it seeds one of those per sample, so CPU and GPU draw different noise.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,9 +61,12 @@ def other_seeds(seeds: Tensor, k: int) -> Tensor:
 
 def normal_images(seeds: Tensor, channels: int, height: int, width: int) -> Tensor:
     """A standard normal image per seed: (n,) int64 -> (n,channels,height,width) float32."""
-    if seeds.device.type == "cpu":
-        return _by_generators(torch.Tensor.normal_, seeds, channels, height, width)
-    return normal_pair(seeds, channels, height, width)[0]
+    if seeds.device.type != "cpu":
+        return normal_pair(seeds, channels, height, width)[0]
+    out, generator = torch.empty((len(seeds), channels, height, width)), torch.Generator()
+    for image, seed in zip(out, seeds.numpy().tolist(), strict=True):  # numpy: no synchronisation on a CPU
+        image.normal_(generator=generator.manual_seed(seed))
+    return out
 
 
 def normal_scans(seeds: Tensor, x: Tensor) -> Tensor:
@@ -80,15 +82,6 @@ def normal_scans(seeds: Tensor, x: Tensor) -> Tensor:
 
 
 def uniform_images(seeds: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """A uniform image in [0,1) per seed: (n,) int64 -> (n,channels,height,width) float32."""
-    if seeds.device.type == "cpu":
-        return _by_generators(torch.Tensor.uniform_, seeds, channels, height, width)
+    """A uniform image in (0,1) per seed: (n,) int64 -> (n,channels,height,width) float32."""
     pixel = torch.arange(channels * height * width, device=seeds.device).view(1, channels, height, width)
     return _uniform(pixel, (seeds & _WORD)[:, None, None, None], (seeds >> 32)[:, None, None, None])
-
-
-def _by_generators(fill: Callable[..., Tensor], seeds: Tensor, *shape: int) -> Tensor:
-    out, generator = torch.empty((len(seeds), *shape)), torch.Generator()
-    for k, seed in enumerate(seeds.numpy().tolist()):  # numpy: a host read of a host tensor is no synchronisation
-        fill(out[k], generator=generator.manual_seed(seed))
-    return out

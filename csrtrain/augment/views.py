@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csrtrain.augment import chunks, color, geometry, intensity, parameters
+from csrtrain.augment.compiled import COMPILED_FROM
 from csrtrain.augment.settings import SETTINGS
 from csrtrain.augment.settings import Modality as Modality
 from csrtrain.batches import Drawn
 
-_COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute, once per machine) pays
 _CHUNK = 8  # samples that a thread of a CPU works on at once: they fit its cache
 
 
@@ -44,7 +44,7 @@ class Views(nn.Module):
         self.setting = SETTINGS[modality]
         self.size = size
         self.channels = channels
-        self.compiled = size >= _COMPILED_FROM if compiled is None else compiled
+        self.compiled = size >= COMPILED_FROM if compiled is None else compiled
 
     def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Drawn:
         """Parameters of both views, see `csrtrain.augment.parameters.draw`.

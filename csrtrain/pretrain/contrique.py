@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csrtrain import distributed, draws
 from csrtrain.augment.bank import DistortionBank
+from csrtrain.augment.compiled import COMPILED_FROM
 from csrtrain.augment.distort import rows_for
 from csrtrain.augment.settings import SETTINGS, Modality
 from csrtrain.augment.two_scales import TwoScaleViews
@@ -85,7 +86,8 @@ class CONTRIQUE(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        bank = DistortionBank(rows_for(modality, channels, distortions, jpeg2000), in_worker=True)
+        rows = rows_for(modality, channels, distortions, jpeg2000)
+        bank = DistortionBank(rows, in_worker=True, compiled=size >= COMPILED_FROM)
         flip = SETTINGS[modality].flip_columns.chance
         if images_per_class < 1:
             raise ValueError(f"Expected model.images_per_class >= 1, got {images_per_class}. Correct the config.")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from csrtrain.augment import distort
+from csrtrain.augment import compiled, distort
 from csrtrain.augment.bank import PRISTINE, DistortionBank
 from csrtrain.augment.distort import BANKS, LEVELS, MEDICAL, NATURAL, ROWS, Distortion, rows_for
+from csrtrain.augment.distortions import color, contrast, noise
 from csrtrain.data import decode, samples
 from csrtrain.data.images import native
 
@@ -314,6 +315,56 @@ def test_threads_change_nothing(real):
         assert torch.equal(bank(x, drawn), alone)
     finally:
         torch.set_num_threads(1)
+
+
+KERNELS = {
+    "saturate_lab": (color._saturate, 3.0),
+    "brighten": (contrast._bend_colors, 0.9),
+    "darken": (contrast._bend_colors, 0.2),
+    "change_contrast": (contrast._bend_halves, -0.6),
+    "denoise": (noise._filter, 0.03),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_is_compiled_equals_the_library_form(real, name):
+    kernel, value = KERNELS[name]
+    for image in real[3][:5]:
+        value_ = torch.tensor(value).view(1, 1, 1)
+        expected = kernel.uncompiled(image, value_).clamp(0, 1)
+        torch.testing.assert_close(kernel.function(image, value_).clamp(0, 1), expected, atol=3e-5, rtol=0)
+
+
+@pytest.mark.slow  # half a minute of compilation
+@pytest.mark.parametrize("channels", (1, 3))
+def test_compiled_the_bank_does_the_same_in_any_batch(real, channels):
+    rows = rows_for("natural", channels)
+    kinds = len(rows)
+    drawn = DistortionBank(rows).drawn(np.arange(kinds)[:, None], np.full((kinds, 1), 4.0), np.arange(kinds)[:, None])
+    x = real[channels].repeat(2, 1, 1, 1)[:kinds]
+    expected, found = (DistortionBank(rows, compiled=on)(x, drawn) for on in (False, True))
+    for row, a, b in zip(rows, expected, found, strict=True):
+        # A colour or a level on the edge between two may turn.
+        assert ((a - b).abs() > 1e-4).float().mean() < 1e-3, row.name
+    failures = {kernel.failure for kernel, _ in KERNELS.values()}
+    assert failures == {None}
+    for k in (0, [row.name for row in rows].index("denoise")):
+        one = DistortionBank(rows).drawn(np.array([[k]]), np.array([[4.0]]), np.array([[k]]))
+        assert torch.equal(DistortionBank(rows, compiled=True)(x[k : k + 1], one)[0], found[k])
+
+
+def test_compilation_is_wanted_while_a_bank_that_compiles_works_and_not_after():
+    seen = []
+
+    def function(x, values, seeds):
+        seen.append(compiled._wanted)
+        return x
+
+    row = Distortion("spy", function, (1.0,) * 5, "", "noise", (1.0,) * 5, "test")
+    for on in (True, False):
+        bank = DistortionBank([row], compiled=on)
+        bank(torch.rand(1, 1, 40, 40), bank.drawn(np.array([[0]]), np.array([[1.0]]), np.array([[0]])))
+    assert seen == [True, False] and not compiled._wanted
 
 
 def test_the_worker_applies_what_the_device_leaves_out(real):

@@ -34,6 +34,17 @@ def test_lab_outside_of_srgb_is_skimages(images):
     assert np.abs(last(ours) - skimage.color.lab2rgb(last(lab))).max() < 1e-4
 
 
+def test_lab_of_kernels_is_the_same(images):
+    lab = color_spaces.rgb_to_lab(images)
+    torch.testing.assert_close(color_spaces.lab_of(images), lab, atol=1e-3, rtol=0)  # of 100
+    dark = images / 20
+    torch.testing.assert_close(color_spaces.lab_of(dark), color_spaces.rgb_to_lab(dark), atol=1e-3, rtol=0)
+    lab[:, 1:] *= torch.tensor([0, 0.3, 1, 1, 3, 9])[:, None, None, None]
+    found, expected = color_spaces.rgb_of(lab), color_spaces.lab_to_rgb(lab)
+    torch.testing.assert_close(found[:4], expected[:4], atol=2e-5, rtol=0)
+    torch.testing.assert_close(found.clamp(0, 1), expected.clamp(0, 1), atol=2e-5, rtol=0)
+
+
 def test_ycbcr_is_pillows_and_back(images):
     bytes_ = (images * 255).round().to(torch.uint8)
     ycbcr = color_spaces.rgb_to_ycbcr(bytes_.float() / 255)

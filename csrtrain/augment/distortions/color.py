@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from csrtrain.augment.color import luma
-from csrtrain.augment.color_spaces import lab_to_rgb, rgb_to_lab
+from csrtrain.augment.color_spaces import lab_of, lab_to_rgb, rgb_of, rgb_to_lab
+from csrtrain.augment.compiled import Kernel, per_image
 from csrtrain.augment.distortions.blur import smooth
 from csrtrain.augment.randoms import uniforms
 
@@ -14,7 +15,7 @@ _DIFFUSION_RADIUS = 40  # 2 sigma of the largest level, 1.5 * 12 + 2 px
 _COLORS = 64  # of the largest palette; a power of 2
 _SAMPLES = 32  # per side, pixels that the palette is made from
 _ROUNDS = 5
-_AT_ONCE = 16384  # pixels, whose distances to the palette fit a CPU's cache
+_AT_ONCE = 2**17  # distances of pixels to colours: they fit a CPU's cache
 _PERCENTILES = (0.05, 0.95)
 _FAR = 30.0  # a squared distance that no colour has
 _ABOVE_0 = 1e-5  # more than the rounding errors of a squared distance
@@ -54,12 +55,27 @@ def color_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
     columns = (torch.arange(width, device=x.device) - right[:, None]).clamp_(0, width - 1)
     moved = x[:, 1].gather(1, rows[:, :, None].expand(-1, -1, width))
     moved = moved.gather(2, columns[:, None].expand(-1, height, -1))
-    y = luma(x)[:, 0]
-    gradient = torch.hypot(torch.gradient(y, dim=1)[0], torch.gradient(y, dim=2)[0])
+    gradient = _twice_gradient(luma(x)[:, 0])
     sampled = gradient[:, ::4, ::4].flatten(1)
     low, high = (sampled.kthvalue(1 + round(p * (sampled.shape[1] - 1)), 1).values[:, None, None] for p in _PERCENTILES)
-    weight = ((gradient - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
-    return torch.stack([x[:, 0], torch.lerp(x[:, 1], moved, weight), x[:, 2]], dim=1)
+    weight = gradient.sub_(low).mul_(1 / (high - low).clamp(min=2e-6)).clamp_(0, 1)
+    out = x.clone(memory_format=torch.contiguous_format)
+    out[:, 1].lerp_(moved, weight)
+    return out
+
+
+def _twice_gradient(y: Tensor) -> Tensor:
+    """(n,H,W): twice the length of the gradient, by central differences, at a border by the one that there is."""
+    out = torch.empty_like(y)
+    for dim in (1, 2):
+        size = y.shape[dim]
+        difference = torch.empty_like(y)
+        torch.sub(y.narrow(dim, 2, size - 2), y.narrow(dim, 0, size - 2), out=difference.narrow(dim, 1, size - 2))
+        for at, before in ((0, 0), (size - 1, size - 2)):
+            edge = (y.narrow(dim, before + 1, 1) - y.narrow(dim, before, 1)).mul_(2)
+            difference.narrow(dim, at, 1).copy_(edge)
+        out = torch.mul(difference, difference, out=out) if dim == 1 else out.addcmul_(difference, difference)
+    return out.sqrt_()
 
 
 def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
@@ -84,14 +100,11 @@ def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
 
 def _quantize(x: Tensor, colors: Tensor, most: int, out: Tensor) -> None:
     """Write x (n,3,H,W) in its `most` or fewer colours into `out`."""
-    places = [torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:]]
-    palette, unused = _k_means(x[:, :, places[0]][..., places[1]].flatten(2), colors.round(), most)
-    pixels, replaced = x.flatten(2), out.view(*x.shape[:2], -1)
-    distances = x.new_empty((len(x), most, _AT_ONCE))
-    for start in range(0, pixels.shape[2], _AT_ONCE):
-        part = pixels[:, :, start : start + _AT_ONCE]
-        nearest = _nearest(part, palette, unused, distances)[:, None].expand(-1, 3, -1).to(torch.int64)
-        torch.gather(palette, 2, nearest, out=replaced[:, :, start : start + _AT_ONCE])
+    rows, columns = (torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:])
+    pixels, places = x.flatten(2), (rows[:, None] * x.shape[3] + columns).flatten()
+    palette, unused = _k_means(pixels.index_select(2, places), colors.round(), most)
+    nearest = _nearest(_augmented(pixels), palette, unused).to(torch.int64)
+    torch.gather(palette, 2, nearest[:, None].expand(-1, 3, -1), out=out.view(*x.shape[:2], -1))
 
 
 def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -102,28 +115,41 @@ def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor
     order = luma(samples[..., None])[:, 0, :, 0].argsort(dim=1, stable=True)  # (n,P)
     places = ((slots + 0.5) / colors[:, None] * p).long().clamp_(max=p - 1)
     palette = samples.gather(2, order.gather(1, places)[:, None].expand(-1, 3, -1))
-    distances, member = samples.new_empty((n, most, p)), samples.new_empty((n, most, p))
+    augmented, member = _augmented(samples), samples.new_empty((n, most, p))
     for _ in range(_ROUNDS):
-        torch.eq(_nearest(samples, palette, unused, distances)[:, None], slots[:, None], out=member)
+        torch.eq(_nearest(augmented, palette, unused)[:, None], slots[:, None], out=member)
         sizes = member.sum(2)[:, None]
         palette = torch.lerp(palette, samples @ member.mT / sizes.clamp(min=1), sizes.clamp(max=1))
     return palette, unused
 
 
-def _nearest(pixels: Tensor, palette: Tensor, unused: Tensor, distances: Tensor) -> Tensor:
-    """(n,P) int32: the colour of (n,3,K) nearest to each pixel of (n,3,P).
+def _augmented(pixels: Tensor) -> Tensor:
+    """(n,3,P) with ones and squared lengths: (n,5,P), of which one product makes squared distances."""
+    out = pixels.new_empty((len(pixels), 5, pixels.shape[2]))
+    out[:, :3], out[:, 3] = pixels, 1
+    torch.mul(pixels[:, 0], pixels[:, 0], out=out[:, 4])
+    for channel in (pixels[:, 1], pixels[:, 2]):
+        out[:, 4].addcmul_(channel, channel)
+    return out
+
+
+def _nearest(augmented: Tensor, palette: Tensor, unused: Tensor) -> Tensor:
+    """(n,P) int32: the colour of (n,3,K) nearest to each pixel of (n,5,P).
 
     The number of the colour replaces the lowest bits of its squared distance, so that one minimum finds both: `argmin`
     has no vector code on a CPU. Positive floats are ordered as their bits are; 17 of these tell distances apart.
-    `distances` (n,K,P or more) is memory to work in: that of a new tensor costs more than the arithmetic.
     """
+    n, pixels, most = len(augmented), augmented.shape[2], palette.shape[2]
     lengths = palette.square().sum(1, keepdim=True) + (unused + _ABOVE_0)
-    rows = torch.cat([-2 * palette, lengths, torch.ones_like(lengths)], 1)  # (n,5,K)
-    columns = torch.cat([pixels, torch.ones_like(pixels[:, :1]), pixels.square().sum(1, keepdim=True)], 1)  # (n,5,P)
-    distances = torch.bmm(rows.mT, columns, out=distances[:, :, : pixels.shape[2]])
-    numbers = torch.arange(palette.shape[2], dtype=torch.int32, device=pixels.device)[:, None]
-    packed = distances.view(torch.int32).bitwise_and_(-_COLORS).bitwise_or_(numbers)
-    return packed.amin(1).bitwise_and_(_COLORS - 1)
+    rows = torch.cat([-2 * palette, lengths, torch.ones_like(lengths)], 1).mT  # (n,K,5)
+    numbers = torch.arange(most, dtype=torch.int32, device=palette.device)[:, None]
+    at_once = min(pixels, _AT_ONCE // most if palette.device.type == "cpu" else _AT_ONCE)
+    distances, nearest = palette.new_empty((n, most, at_once)), numbers.new_empty((n, pixels))
+    for start in range(0, pixels, at_once):
+        part = augmented[:, :, start : start + at_once]
+        packed = torch.bmm(rows, part, out=distances[:, :, : part.shape[2]]).view(torch.int32)
+        torch.amin(packed.bitwise_and_(-_COLORS).bitwise_or_(numbers), 1, out=nearest[:, start : start + at_once])
+    return nearest.bitwise_and_(_COLORS - 1)
 
 
 def saturate_hsv(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:
@@ -148,6 +174,19 @@ def saturate_lab(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:
         factor: (n,); 1 changes nothing.
         seeds: (n,), unused.
     """
+    return per_image(_saturate, x, factor[:, None, None, None])
+
+
+def _saturated(x: Tensor, factor: Tensor) -> Tensor:
+    lightness, a, b = lab_of(x).unbind(-3)
+    factor = factor.squeeze(-3)
+    return rgb_of(torch.stack([lightness, factor * a, factor * b], dim=-3))
+
+
+def _saturated_by_calls(x: Tensor, factor: Tensor) -> Tensor:
     lab = rgb_to_lab(x)
-    lab[:, 1:] *= factor[:, None, None, None]
+    lab[..., 1:, :, :] *= factor
     return lab_to_rgb(lab)
+
+
+_saturate = Kernel(_saturated, uncompiled=_saturated_by_calls)

@@ -5,15 +5,16 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from csrtrain.augment.color_spaces import lab_to_rgb, rgb_to_lab
+from csrtrain.augment.color_spaces import lab_of, lab_to_rgb, rgb_of, rgb_to_lab
+from csrtrain.augment.compiled import Kernel, per_image
 from csrtrain.augment.distortions.blur import smooth
 
 _SHARPEN_SIGMA, _SHARPEN_RADIUS = 3.0, 6  # px
 _KNOTS = (0.0, 0.3, 0.5, 0.7, 1.0)
 # A cubic spline through five points, not-a-knot: one cubic on [0,0.5] and one on [0.5,1], coefficients (4,2) from the
 # cube down, about 0 and 0.5. It is linear in the points: a curve without change, and what an amount of 1 adds.
-_CURVE = np.array(CubicSpline(_KNOTS, (0, 0.25, 0.5, 0.75, 1)).c)[:, [0, 2]]
-_ADDED = np.array(CubicSpline(_KNOTS, (0, -0.25, 0, 0.25, 0)).c)[:, [0, 2]]
+_CURVE = np.array(CubicSpline(_KNOTS, (0, 0.25, 0.5, 0.75, 1)).c)[:, [0, 2]].tolist()
+_ADDED = np.array(CubicSpline(_KNOTS, (0, -0.25, 0, 0.25, 0)).c)[:, [0, 2]].tolist()
 
 
 def brighten(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
@@ -42,16 +43,27 @@ def darken(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
 
 
 def _bend(x: Tensor, middle: Tensor) -> Tensor:
-    middle = middle[:, None, None, None]
+    return per_image(_bend_colors if x.shape[1] == 3 else _bend_channels, x, middle[:, None, None, None])
 
-    def curve(y: Tensor) -> Tensor:
-        return y.mul(2 - 4 * middle).add_(4 * middle - 1).mul_(y).clamp_(0, 1)
 
-    if x.shape[1] != 3:
-        return curve(x)
+def _parabola(y: Tensor, middle: Tensor) -> Tensor:
+    return y.mul(2 - 4 * middle).add_(4 * middle - 1).mul_(y).clamp_(0, 1)
+
+
+def _bent(x: Tensor, middle: Tensor) -> Tensor:
+    lightness, a, b = lab_of(x).unbind(-3)
+    lightness = 100 * _parabola(lightness / 100, middle.squeeze(-3))
+    return (rgb_of(torch.stack([lightness, a, b], dim=-3)) + 2 * _parabola(x, middle)) / 3
+
+
+def _bent_by_calls(x: Tensor, middle: Tensor) -> Tensor:
     lab = rgb_to_lab(x)
-    lab[:, :1] = 100 * curve(lab[:, :1] / 100)
-    return lab_to_rgb(lab).add_(curve(x), alpha=2).div_(3)
+    lab[..., :1, :, :] = 100 * _parabola(lab[..., :1, :, :] / 100, middle)
+    return lab_to_rgb(lab).add_(_parabola(x, middle), alpha=2).mul_(1 / 3)
+
+
+_bend_channels = Kernel(_parabola)
+_bend_colors = Kernel(_bent, uncompiled=_bent_by_calls)
 
 
 def mean_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
@@ -110,10 +122,17 @@ def change_contrast(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:
         amount: (n,), signed.
         seeds: (n,), unused.
     """
+    return per_image(_bend_halves, x, amount[:, None, None, None])
+
+
+def _spline(x: Tensor, amount: Tensor) -> Tensor:
     # Each half on clamped values, and their sum: `torch.where` has no vector code on a CPU.
     (a3, a2, a1, a0), (b3, b2, b1, _) = (
-        [_CURVE[k, half] + _ADDED[k, half] * amount[:, None, None, None] for k in range(4)] for half in (0, 1)
+        [_CURVE[k][half] + _ADDED[k][half] * amount for k in range(4)] for half in (0, 1)
     )
     low, high = x.clamp(max=0.5), x.clamp(min=0.5).sub_(0.5)
     low = low.mul(a3).add_(a2).mul_(low).add_(a1).mul_(low)
     return high.mul(b3).add_(b2).mul_(high).add_(b1).mul_(high).add_(low).add_(a0)
+
+
+_bend_halves = Kernel(_spline)
