@@ -74,11 +74,11 @@ def compiling(wanted: bool) -> Iterator[None]:
 
 
 def per_image(kernel: Kernel, x: Tensor, *values: Tensor) -> Tensor:
-    """A kernel of whole images: x (n,C,H,W) and values (n,1,1,1) to (n,C,H,W).
+    """A kernel of whole images: x (n,C,H,W) and values (n,1 or C,1,1) to (n,C,H,W).
 
     On a CPU compiled where `compiling` says so, image by image, so that the result does not depend on the batch and
-    each stays in the cache; the kernel gets (C,H,W) and (1,1,1) there. On other devices the library form runs: compiled
-    it has not been measured there.
+    each stays in the cache; the kernel gets (C,H,W) and (1 or C,1,1) there. On other devices the library form runs:
+    compiled it has not been measured there.
     """
     if not _wanted or x.device.type != "cpu":
         return kernel(x, *values, compiled=False)

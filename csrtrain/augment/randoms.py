@@ -6,14 +6,18 @@ than the hash uncompiled, it seeds one of those per sample, so CPU and GPU draw 
 """
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
+Words = TypeVar("Words", Tensor, NDArray[np.int64])
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Words) -> Words:
     """A bijection of 32-bit words (in int64) that scatters neighbours: C. Wellons' "lowbias32" (2018).
 
     Multipliers are below 2**31 in magnitude, so that no product leaves 64 bits; x * (m - 2**32) = x * m mod 2**32.
@@ -23,10 +27,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def _word(counter: Words, low: Words, high: Words) -> Words:
+    """A random word of (counter, two words of the seed)."""
+    return _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
+
+
 def _uniform(counter: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Uniform float32 in (0,1), of (counter, two words of the seed); 23 bits, because half a step more rounds to 1."""
-    word = _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
-    return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    """Uniform float32 in (0,1); 23 bits, because half a step more rounds to 1."""
+    return ((_word(counter, low, high) >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal_pair(seeds: Tensor, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -50,6 +58,10 @@ def uniforms(seeds: Tensor, k: int) -> Tensor:
 
     Independent of the images below with the same seed.
     """
+    if seeds.device.type == "cpu":  # the same by NumPy, whose calls cost a third; no synchronisation on a CPU
+        words = seeds.numpy()[:, None]
+        word = _word(np.arange(0x40000000, 0x40000000 + k)[None], words & _WORD, words >> 32)
+        return torch.from_numpy((word >> 9).astype(np.float32)).add_(0.5).mul_(2.0**-23)
     counter = torch.arange(k, device=seeds.device)[None] + 0x40000000
     return _uniform(counter, (seeds & _WORD)[:, None], (seeds >> 32)[:, None])
 

@@ -123,8 +123,8 @@ def smooth(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     if x.device.type == "cpu" and radius <= GAUSSIAN_RADIUS:
         return _sum_shifted(x, gaussian_kernels(sigma, radius), sigma)
     kernels = gaussian_kernels(sigma, radius)
-    rows, columns = (_band_matrices(kernels, size)[:, None] for size in x.shape[2:])
-    return rows @ x @ columns.transpose(2, 3)
+    matrices = {size: _band_matrices(kernels, size)[:, None] for size in set(x.shape[2:])}
+    return matrices[x.shape[2]] @ x @ matrices[x.shape[3]].transpose(2, 3)
 
 
 def _band_matrices(kernels: Tensor, size: int) -> Tensor:
@@ -178,9 +178,11 @@ def _convolve_each(x: Tensor, kernels: Tensor) -> Tensor:
         if len(taps) > MOST_TAPS:
             out[k] = _convolve_batch(x[k : k + 1], kernels[k : k + 1])[0]
             continue
-        padded, y = F.pad(x[k], (radius,) * 4, mode="replicate"), out[k].zero_()
-        for row, column, weight in taps:
-            y.add_(padded[:, row : row + height, column : column + width], alpha=weight)
+        padded = F.pad(x[k], (radius,) * 4, mode="replicate")
+        shifted = [padded[:, row : row + height, column : column + width] for row, column, _ in taps]
+        torch.mul(shifted[0], taps[0][2], out=out[k])
+        for image, (_, _, weight) in zip(shifted[1:], taps[1:], strict=True):
+            out[k].add_(image, alpha=weight)
     return out
 
 

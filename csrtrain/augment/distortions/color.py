@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csrtrain.augment.color import luma
@@ -48,13 +49,9 @@ def color_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
         shift: (n,) pixels, moved to the nearest whole pixel.
         seeds: (n,) of the directions.
     """
-    n, _, height, width = x.shape
     angle = 2 * math.pi * uniforms(seeds, 1)[:, 0]
     down, right = (shift * angle.sin()).round().long(), (shift * angle.cos()).round().long()
-    rows = (torch.arange(height, device=x.device) - down[:, None]).clamp_(0, height - 1)  # (n,H)
-    columns = (torch.arange(width, device=x.device) - right[:, None]).clamp_(0, width - 1)
-    moved = x[:, 1].gather(1, rows[:, :, None].expand(-1, -1, width))
-    moved = moved.gather(2, columns[:, None].expand(-1, height, -1))
+    moved = (_move_each if x.device.type == "cpu" else _move_batch)(x[:, 1], down, right)
     gradient = _twice_gradient(luma(x)[:, 0])
     sampled = gradient[:, ::4, ::4].flatten(1)
     low, high = (sampled.kthvalue(1 + round(p * (sampled.shape[1] - 1)), 1).values[:, None, None] for p in _PERCENTILES)
@@ -62,6 +59,27 @@ def color_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
     out = x.clone(memory_format=torch.contiguous_format)
     out[:, 1].lerp_(moved, weight)
     return out
+
+
+def _move_batch(y: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """(n,H,W), each by so many pixels (n,), beyond the border its nearest pixel."""
+    _, height, width = y.shape
+    rows = (torch.arange(height, device=y.device) - down[:, None]).clamp_(0, height - 1)  # (n,H)
+    columns = (torch.arange(width, device=y.device) - right[:, None]).clamp_(0, width - 1)
+    moved = y.gather(1, rows[:, :, None].expand(-1, -1, width))
+    return moved.gather(2, columns[:, None].expand(-1, height, -1))
+
+
+def _move_each(y: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """The same, sample by sample; on the CPU."""
+    _, height, width = y.shape
+    moved = []
+    # numpy: a host read of a host tensor is no synchronisation
+    for image, by, along in zip(y, down.numpy().tolist(), right.numpy().tolist(), strict=True):
+        border = (max(along, 0), max(-along, 0), max(by, 0), max(-by, 0))
+        padded = F.pad(image[None], border, mode="replicate")[0]
+        moved.append(padded[max(-by, 0) :, max(-along, 0) :][:height, :width])
+    return moved[0][None] if len(moved) == 1 else torch.stack(moved)
 
 
 def _twice_gradient(y: Tensor) -> Tensor:
@@ -162,8 +180,15 @@ def saturate_hsv(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:
         factor: (n,), signed; 1 changes nothing.
         seeds: (n,), unused.
     """
-    value = x.amax(1, keepdim=True)
-    return (x - value).mul_(factor[:, None, None, None]).add_(value)
+    return per_image(_stretch, x, factor[:, None, None, None])
+
+
+def _stretched(x: Tensor, factor: Tensor) -> Tensor:
+    value = x.amax(-3, keepdim=True)
+    return (x - value).mul_(factor).add_(value)
+
+
+_stretch = Kernel(_stretched)
 
 
 def saturate_lab(x: Tensor, factor: Tensor, seeds: Tensor) -> Tensor:

@@ -90,7 +90,14 @@ def quantize_levels(x: Tensor, levels: Tensor, seeds: Tensor) -> Tensor:
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     steps = (levels.round() - 1)[:, None, None, None]
     step = (high - low).clamp(min=1e-6) / steps
+    return per_image(_round, x, low, step)
+
+
+def _rounded(x: Tensor, low: Tensor, step: Tensor) -> Tensor:
     return (x - low).div_(step).round_().mul_(step).add_(low)
+
+
+_round = Kernel(_rounded)
 
 
 def sharpen(x: Tensor, amount: Tensor, seeds: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def white_noise(x: Tensor, variance: Tensor, seeds: Tensor) -> Tensor:
         variance: (n,) of the noise, for values in [0,1].
         seeds: (n,) of the noise.
     """
-    return normal_images(seeds, *x.shape[1:]).mul_(_deviation(variance)).add_(x)
+    return torch.addcmul(x, normal_images(seeds, *x.shape[1:]), _deviation(variance))
 
 
 def white_noise_ycbcr(x: Tensor, variance: Tensor, seeds: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Patches and blocks are painted one after the other, later over earlier. On a CPU
 slices; on other devices, with no host read, each pixel finds the last patch that covers it and takes its value once.
 """
 
+import functools
 import math
 
 import torch
@@ -30,16 +31,21 @@ def jitter(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,) of the displacements.
     """
     n, _, height, width = x.shape
-    down = torch.linspace(-1, 1, height, device=x.device)  # -1 and 1 are the centres of the first and the last pixel
-    right = torch.linspace(-1, 1, width, device=x.device)
-    # Columns and rows take turns along the last axis, which is long for speed.
-    places = torch.stack(torch.meshgrid(right, down, indexing="xy"), 2).view(height, 2 * width)
+    places = _places(height, width, x.device)
     scale = torch.stack((sigma * (2 / (width - 1)), sigma * (2 / (height - 1))), 1).repeat(1, width)[:, None]
     for k in range(JITTER_ITERATIONS):
         moves = normal_images(other_seeds(seeds, k + 1), 1, height, 2 * width)[:, 0]
         grid = torch.addcmul(places, moves, scale).view(n, height, width, 2)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return x
+
+
+@functools.lru_cache(maxsize=4)
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """(H,2W): column and row of each pixel, in turn along the last axis, which is long for speed."""
+    down = torch.linspace(-1, 1, height, device=device)  # -1 and 1 are the centres of the first and the last pixel
+    right = torch.linspace(-1, 1, width, device=device)
+    return torch.stack(torch.meshgrid(right, down, indexing="xy"), 2).view(height, 2 * width)
 
 
 def non_eccentricity_patches(x: Tensor, count: Tensor, seeds: Tensor) -> Tensor:
