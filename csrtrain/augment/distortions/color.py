@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,7 +121,8 @@ def _quantize(x: Tensor, colors: Tensor, most: int, out: Tensor) -> None:
     """Write x (n,3,H,W) in its `most` or fewer colours into `out`."""
     rows, columns = (torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:])
     pixels, places = x.flatten(2), (rows[:, None] * x.shape[3] + columns).flatten()
-    palette, unused = _k_means(pixels.index_select(2, places), colors.round(), most)
+    make = _k_means_of_one if x.device.type == "cpu" else _k_means
+    palette, unused = make(pixels.index_select(2, places), colors.round(), most)
     nearest = _nearest(_augmented(pixels), palette, unused).to(torch.int64)
     torch.gather(palette, 2, nearest[:, None].expand(-1, 3, -1), out=out.view(*x.shape[:2], -1))
 
@@ -139,6 +141,22 @@ def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor
         sizes = member.sum(2)[:, None]
         palette = torch.lerp(palette, samples @ member.mT / sizes.clamp(min=1), sizes.clamp(max=1))
     return palette, unused
+
+
+def _k_means_of_one(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The same for one image with all of `most` colours, by NumPy, whose calls cost less; on the CPU."""
+    points = np.ascontiguousarray(samples[0].numpy().T)  # (P,3)
+    channels = [np.ascontiguousarray(channel) for channel in points.T]
+    order = luma(samples[..., None])[0, 0, :, 0].argsort(stable=True).numpy()
+    palette = points[order[((np.arange(most) + 0.5) / most * len(points)).astype(np.int64)]]
+    for _ in range(_ROUNDS):
+        distances = points @ (-2 * palette.T)
+        distances += np.square(palette).sum(1)
+        member = distances.argmin(1)
+        sizes = np.bincount(member, minlength=most)[:, None]
+        sums = np.stack([np.bincount(member, channel, most) for channel in channels], axis=1)
+        palette = np.where(sizes > 0, sums / np.maximum(sizes, 1), palette).astype(np.float32)
+    return torch.from_numpy(palette.T.copy())[None], samples.new_zeros((1, 1, most))
 
 
 def _augmented(pixels: Tensor) -> Tensor:

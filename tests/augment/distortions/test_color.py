@@ -110,6 +110,25 @@ def test_color_quantization_loses_less_than_pillows_median_cut(photographs, colo
         assert np.mean((pixels - quantized) ** 2) < theirs
 
 
+@pytest.mark.parametrize("colors", [64, 17, 1])
+def test_the_palette_is_the_same_one_by_one_and_in_a_batch(photographs, colors):
+    samples = photographs[:, :, ::7, ::7].flatten(2)
+    together, unused = color._k_means(samples, torch.full((4,), float(colors)), 64)
+    for k in range(4):
+        alone, none = color._k_means_of_one(samples[k : k + 1], torch.tensor([float(colors)]), colors)
+        # The batch tells distances apart by 17 bits: a pixel between two colours may go to the other.
+        moved = (alone[0] - together[k, :, :colors]).abs().amax(0)
+        assert (moved > 1e-6).float().mean() <= 2 / 17 and moved.max() < 2e-3
+        assert not none.any() and (unused[k, 0, colors:] > 0).all()
+
+
+@pytest.mark.parametrize("down, right", [(0, 0), (3, -2), (-5, 4)])
+def test_green_is_moved_alike_one_by_one_and_in_a_batch(photographs, down, right):
+    by, along = torch.full((4,), down), torch.full((4,), right)
+    expected = color._move_batch(photographs[:, 1], by, along)
+    assert torch.equal(color._move_each(photographs[:, 1], by, along), expected)
+
+
 def test_color_quantization_of_few_colours_changes_nothing():
     colors = torch.rand((4, 3), generator=torch.Generator().manual_seed(0))
     x = colors[torch.randint(4, (1, 40, 40), generator=torch.Generator().manual_seed(1))].permute(0, 3, 1, 2)

@@ -56,6 +56,17 @@ def test_impulse_noise_has_its_density():
         assert int((image == 0.5).sum()) == n - int((image == 0).sum()) - int((image == 1).sum())
 
 
+def test_impulse_noise_sets_places_as_independently_one_by_one_as_in_a_batch():
+    x, density = grey(0.5), torch.tensor([0.3, 0.3, 1.0, 0.0])
+    for form in (noise._set_each, noise._set_batch):
+        hit = form(x, density, SEEDS) != 0.5
+        assert hit[2].all() and not hit[3].any()
+        a, b = hit[0, 0, :, :-1].flatten(), hit[0, 0, :, 1:].flatten()  # neighbours
+        assert scipy.stats.binomtest(int((a & b).sum()), len(a), 0.09).pvalue > 1e-4
+        rows = hit[0, 0].sum(1)
+        assert scipy.stats.kstest(rows, scipy.stats.binom(SIDE, 0.3).cdf).statistic < 0.1
+
+
 def test_multiplicative_noise_grows_with_the_signal():
     variances = torch.tensor([0.001, 0.005, 0.02, 0.05])
     for value in (0.2, 0.8):
