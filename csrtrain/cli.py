@@ -293,7 +293,8 @@ def _score(args: list[str]) -> int:
         "csrtrain score metric.safetensors a.png b.dcm volume.nii.gz -o scores.parquet   "
         "csrtrain score distance.safetensors compressed/ --reference originals/ -o distances.csv   "
         "csrtrain score distance.safetensors pairs.csv -o distances.csv   "
-        "Exit code 1 when an image cannot be read; it is listed with the reason, and the others are scored.",
+        "Exit code 1 when an image cannot be read; it is listed with the reason, and the others are scored. Ctrl-C "
+        "writes what was done to NAME.partial.csv.",
     )
     parser.add_argument("metric", help="bundle of a metric or a distance")
     parser.add_argument(
@@ -328,6 +329,10 @@ def _score(args: list[str]) -> int:
     from csrtrain import score
 
     table, summary = _compared(options) if _is_distance(options) else _scored(options)
+    missing = int((table["error"] == score.INTERRUPTED).sum())
+    if missing:  # a whole table of an earlier call stays
+        options.output = options.output.with_suffix(f".partial{options.output.suffix}")
+        beside = options.output.with_suffix(f".volumes{options.output.suffix}")
     score.write_table(options.output, table)
     volumes = score.volumes(table)
     beside.unlink(missing_ok=True)  # of an earlier call
@@ -335,9 +340,12 @@ def _score(args: list[str]) -> int:
         score.write_table(beside, volumes)
         print(f"Wrote {beside}: {len(volumes)} volumes.")
     print(f"Wrote {options.output}: {summary}")
-    wrong = table["error"][table["error"] != ""]
+    wrong = table["error"][~table["error"].isin(["", score.INTERRUPTED])]
     for reason in wrong:
         print(f"not scored: {reason}", file=sys.stderr)
+    if missing:
+        print(f"interrupted: {missing} images were not reached; the table says which", file=sys.stderr)
+        return 130
     return 1 if len(wrong) else 0
 
 
@@ -372,16 +380,19 @@ def _scored(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     _check_heatmap_folder(options)
     if options.heatmap is not None:
         metric.heatmap(torch.zeros(1, metric.features.channels, 64, 64))  # refused before the work if it has none
-    table = score.score_images(
-        metric,
-        addresses,
-        device=options.device,
-        bf16=options.bf16,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        slice_axis=options.slice_axis,
-        heatmaps=options.heatmap,
-    )
+    try:
+        table = score.score_images(
+            metric,
+            addresses,
+            device=options.device,
+            bf16=options.bf16,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            slice_axis=options.slice_axis,
+            heatmaps=options.heatmap,
+        )
+    except score.Interrupted as stopped:
+        table = stopped.table
     good = table[table["error"] == ""]
     return table, (
         f"{len(good)} images scored"
@@ -404,16 +415,19 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     _check_heatmap_folder(options)
     pairs, refused = pairs_of(options.paths, options.reference, options.column, options.slice_axis)
     fitting = [i for i in range(len(pairs)) if i not in refused]
-    found = score.score_pairs(
-        metric,
-        [pairs[i] for i in fitting],
-        device=options.device,
-        bf16=options.bf16,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        slice_axis=options.slice_axis,
-        heatmaps=options.heatmap,
-    )
+    try:
+        found = score.score_pairs(
+            metric,
+            [pairs[i] for i in fitting],
+            device=options.device,
+            bf16=options.bf16,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            slice_axis=options.slice_axis,
+            heatmaps=options.heatmap,
+        )
+    except score.Interrupted as stopped:
+        found = stopped.table
     table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
     table["distance"] = found["distance"].set_axis(fitting)  # by row; NaN elsewhere
     errors = {**refused, **dict(zip(fitting, found["error"], strict=True))}

@@ -31,6 +31,18 @@ NO_MAPS = (
 )
 
 
+INTERRUPTED = "Not reached: interrupted."
+"""The error of images that Ctrl-C has cost their score."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `score_images` or `score_pairs`; `table` is what they return, with all that was done."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        super().__init__()
+        self.table = table
+
+
 class Extracted(NamedTuple):
     """Features of the images that could be read, in the order of their addresses.
 
@@ -141,6 +153,9 @@ def score_images(
     Returns:
         A row per address, in their order: path, score, rating, out_of_range, distance, out_of_domain (see
         `Assessment`), and error, which says why an image has no score.
+
+    Raises:
+        Interrupted: Ctrl-C, with the scores so far.
     """
     place = _device(device)
     metric = metric.folded().to(place)
@@ -149,35 +164,44 @@ def score_images(
     names = _heatmap_names(heatmaps, addresses)
     window = _window(metric.header)
     batches = whole_images(addresses, metric.features.channels, batch_size, workers, window, slice_axis)
-    for batch in _tracked("Scores", len(addresses), batches):
-        if batch.images is None:
-            errors[batch.rows[0]] = batch.reason
-            continue
-        for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
-            if not np.isnan(values[rows, 0]).all():  # done with the whole batch
+    interrupted = False
+    try:
+        for batch in _tracked("Scores", len(addresses), batches):
+            if batch.images is None:
+                errors[batch.rows[0]] = batch.reason
                 continue
-            try:
-                with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-                    if heatmaps is None:
-                        judged, maps = metric.assess(images.to(place)), None
-                    else:
-                        judged, maps = metric.explain(images.to(place))
-                found = torch.stack([column.float() for column in judged], 1).cpu().numpy()
-                if not np.isfinite(found[:, 0]).all():
-                    raise ValueError("Expected a finite score, got none. Use another metric.")
-                if heatmaps is not None and maps is not None:
-                    for row, image, contributions in zip(rows, images, maps.cpu(), strict=True):
-                        write_scores(Path(heatmaps) / names[row], image, contributions)
-                values[rows] = found
-            except Exception as error:  # one image must not cost the scores of all others
-                if len(rows) == 1:
-                    errors[rows[0]] = f"{addresses[rows[0]]}: {' '.join(str(error).split()) or type(error).__name__}"
+            for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
+                if not np.isnan(values[rows, 0]).all():  # done with the whole batch
+                    continue
+                try:
+                    with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+                        if heatmaps is None:
+                            judged, maps = metric.assess(images.to(place)), None
+                        else:
+                            judged, maps = metric.explain(images.to(place))
+                    found = torch.stack([column.float() for column in judged], 1).cpu().numpy()
+                    if not np.isfinite(found[:, 0]).all():
+                        raise ValueError("Expected a finite score, got none. Use another metric.")
+                    if heatmaps is not None and maps is not None:
+                        for row, image, contributions in zip(rows, images, maps.cpu(), strict=True):
+                            write_scores(Path(heatmaps) / names[row], image, contributions)
+                    values[rows] = found
+                except Exception as error:  # one image must not cost the scores of all others
+                    if len(rows) == 1:
+                        errors[rows[0]] = (
+                            f"{addresses[rows[0]]}: {' '.join(str(error).split()) or type(error).__name__}"
+                        )
+    except KeyboardInterrupt:
+        interrupted = True
+        errors = [e or (INTERRUPTED if np.isnan(v) else "") for e, v in zip(errors, values[:, 0], strict=True)]
     table = pd.DataFrame({"path": list(map(as_text, addresses))})
     table["score"], table["rating"] = values[:, 0], values[:, 1]
     table["out_of_range"] = pd.array(values[:, 2], dtype="Float64").astype("boolean")
     table["distance"] = values[:, 3]
     table["out_of_domain"] = pd.array(values[:, 4], dtype="Float64").astype("boolean")
     table["error"] = list(map(as_text, errors))
+    if interrupted:
+        raise Interrupted(table)
     return table
 
 
@@ -214,6 +238,7 @@ def score_pairs(
 
     Raises:
         ValueError: heat-maps of a metric that has none, or no such device.
+        Interrupted: Ctrl-C, with the distances so far.
     """
     if heatmaps is not None and isinstance(metric, DifferenceMetric):
         raise ValueError(NO_MAPS)
@@ -227,30 +252,37 @@ def score_pairs(
     names = _heatmap_names(heatmaps, [address for address, _ in pairs])
     window = _window(metric.header)
     batches = whole_pairs(pairs, metric.channels, batch_size, workers, window, slice_axis, size=size)
-    for batch in _tracked("Distances", len(pairs), batches):
-        if batch.images is None:
-            errors[batch.rows[0]] = batch.reason
-            references.done(batch.rows)
-            continue
-        for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
-            if not np.isnan(values[rows]).all():  # done with the whole batch
+    interrupted = False
+    try:
+        for batch in _tracked("Distances", len(pairs), batches):
+            if batch.images is None:
+                errors[batch.rows[0]] = batch.reason
+                references.done(batch.rows)
                 continue
-            try:
-                with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
-                    found, maps = _compare(metric, images.to(place), rows, references, heatmaps is not None)
-                if not bool(torch.isfinite(found).all()):
-                    raise ValueError("Expected a finite distance, got none. Use another metric.")
-                if heatmaps is not None and maps is not None:
-                    for row, image, local in zip(rows, images[:, 0], maps.cpu(), strict=True):
-                        write_distances(Path(heatmaps) / names[row], image, local, most)
-                values[rows] = found.float().cpu().numpy()
-            except Exception as error:  # one pair must not cost the distances of all others
-                if len(rows) == 1:
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    errors[rows[0]] = f"{pairs[rows[0]][0]} against {pairs[rows[0]][1]}: {reason}"
-        references.done(batch.rows)
+            for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
+                if not np.isnan(values[rows]).all():  # done with the whole batch
+                    continue
+                try:
+                    with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=bf16):
+                        found, maps = _compare(metric, images.to(place), rows, references, heatmaps is not None)
+                    if not bool(torch.isfinite(found).all()):
+                        raise ValueError("Expected a finite distance, got none. Use another metric.")
+                    if heatmaps is not None and maps is not None:
+                        for row, image, local in zip(rows, images[:, 0], maps.cpu(), strict=True):
+                            write_distances(Path(heatmaps) / names[row], image, local, most)
+                    values[rows] = found.float().cpu().numpy()
+                except Exception as error:  # one pair must not cost the distances of all others
+                    if len(rows) == 1:
+                        reason = " ".join(str(error).split()) or type(error).__name__
+                        errors[rows[0]] = f"{pairs[rows[0]][0]} against {pairs[rows[0]][1]}: {reason}"
+            references.done(batch.rows)
+    except KeyboardInterrupt:
+        interrupted = True
+        errors = [e or (INTERRUPTED if np.isnan(v) else "") for e, v in zip(errors, values, strict=True)]
     table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
     table["distance"], table["error"] = values, list(map(as_text, errors))
+    if interrupted:
+        raise Interrupted(table)
     return table
 
 
@@ -281,9 +313,9 @@ class _References:
                 self._kept[runs[k]] = [m.clone() for m in maps[runs[k]]]
         under_autocast = torch.is_autocast_enabled(y.device.type)
         if len(runs) == 1:
-            return Reference(y[:1], maps[runs[0]], under_autocast)
+            return Reference(y[:1], maps[runs[0]], under_autocast, metric.backbone)
         joined = [torch.cat(stage)[where] for stage in zip(*(maps[run] for run in runs), strict=True)]
-        return Reference(y, joined, under_autocast)
+        return Reference(y, joined, under_autocast, metric.backbone)
 
     def one(self, rows: Sequence[int]) -> bool:
         """Whether rows have one reference."""

@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 
 import nibabel
 import numpy as np
@@ -164,6 +165,40 @@ def test_broken_images_are_rows_with_a_reason(folder, metric, capsys):
     table = pd.read_csv(folder / "s.csv")
     assert table["score"].isna().tolist() == [k == 2 for k in range(6)]
     assert "2.png" in table["error"][2]
+
+
+def interrupted(method, after, run):
+    """Exit code of `run()`, which gets Ctrl-C at the call of a method after so many."""
+    calls = []
+    owner, name = method
+    original = getattr(owner, name)
+
+    def called(*arguments, **more):
+        calls.append(1)
+        if len(calls) > after:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments, **more)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, called)
+            return run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_keeps_the_scores_so_far_and_an_earlier_table(folder, metric, capsys):
+    assert run_score(folder, folder / "images") == 0
+    whole = (folder / "s.csv").read_bytes()
+    stop = (NoReferenceMetric, "assess")
+    assert interrupted(stop, 4, lambda: run_score(folder, folder / "images", extra=("--batch-size", "1"))) == 130
+    assert capsys.readouterr().err == "interrupted: 2 images were not reached; the table says which\n"
+    assert (folder / "s.csv").read_bytes() == whole
+    table, expected = pd.read_csv(folder / "s.partial.csv"), pd.read_csv(folder / "s.csv")
+    done = table["score"].notna()
+    assert done.sum() == 4 and (table["error"][~done] == score.INTERRUPTED).all()
+    np.testing.assert_allclose(table["score"][done], expected["score"][done], rtol=1e-5)
 
 
 def test_all_broken(folder, metric):

@@ -64,6 +64,23 @@ def test_distances_in_the_order_of_the_pairs(folder, metric, workers):
     assert (table["error"] == "").all()
 
 
+def test_an_interruption_keeps_the_distances_so_far(folder, metric, monkeypatch):
+    pairs, calls, compare = pairs_of(folder), [], score._compare
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return compare(*arguments)
+
+    monkeypatch.setattr(score, "_compare", stopped)
+    with pytest.raises(score.Interrupted) as stop:
+        score.score_pairs(metric, pairs, batch_size=1)
+    table = stop.value.table
+    np.testing.assert_allclose(table["distance"][:3], expected(metric, pairs[:3]), atol=1e-5)
+    assert table["distance"][3:].isna().all() and (table["error"] == [""] * 3 + [score.INTERRUPTED] * 7).all()
+
+
 def test_distances_of_representations(folder):
     torch.manual_seed(0)
     metric = DifferenceMetric(FrozenFeatures([Backbone("test_resnet")], [Contract()])).eval()

@@ -20,11 +20,13 @@ class Reference(NamedTuple):
     images: (B,C,H,W) as given.
     maps: unit feature maps (B,C,h,w), one per stage.
     autocast: whether they were made under it; its rounding errors are as large as small distances.
+    backbone: what made the maps.
     """
 
     images: Tensor
     maps: list[Tensor]
     autocast: bool
+    backbone: Backbone
 
 
 class FullReferenceMetric(nn.Module):
@@ -68,9 +70,9 @@ class FullReferenceMetric(nn.Module):
             (B,) float32, exactly 0 where x equals y, in any batch. Under bf16 autocast rounding errors are about 1e-4.
 
         Raises:
-            ValueError: other shapes, channels or types, or a reference made under autocast and used without it, or the
-                other way round; on a CPU also other values. On other devices values are not looked at, which would wait
-                for them: a distance is NaN there.
+            ValueError: other shapes, channels or types, a reference of another metric, or one made under autocast and
+                used without it, or the other way round; on a CPU also other values. On other devices values are not
+                looked at, which would wait for them: a distance is NaN there.
         """
         return _distance(self._stages(x, y))
 
@@ -93,7 +95,7 @@ class FullReferenceMetric(nn.Module):
     def reference(self, y: Tensor) -> Reference:
         """What `distance` needs to know of references (B,C,H,W) in [0,1], to compare many images with them."""
         self._check("references", y)
-        return Reference(y, self._unit_maps(y), torch.is_autocast_enabled(y.device.type))
+        return Reference(y, self._unit_maps(y), torch.is_autocast_enabled(y.device.type), self.backbone)
 
     def channel_differences(self, images: Tensor, left: Sequence[int], right: Sequence[int]) -> Tensor:
         """What the weights are multiplied with: `distance` is this times the weights of all stages, end to end.
@@ -148,6 +150,8 @@ class FullReferenceMetric(nn.Module):
         if reference is None:
             self._check("references", images)
         check_shapes(x, images)
+        if reference is not None and reference.backbone is not self.backbone:
+            raise ValueError("Expected a reference that this metric made, got another's. Make it by its `reference`.")
         if reference is not None and reference.autocast != torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
