@@ -108,8 +108,8 @@ def _rows(matrix: tuple[tuple[float, float, float], ...], of: list[Tensor]) -> l
     return [row[0] * of[0] + row[1] * of[1] + row[2] * of[2] for row in matrix]
 
 
-def _lab_by_calls(x: Tensor) -> Tensor:
-    """The same by library calls: both branches of each curve on clamped values, added; factors are in the matrices.
+def lab_by_calls(x: Tensor) -> Tensor:
+    """`lab_of` by library calls: both branches of each curve on clamped values, added; factors are in the matrices.
 
     Results go to memory in use, because that of a new tensor costs more than the arithmetic.
     """
@@ -123,7 +123,8 @@ def _lab_by_calls(x: Tensor) -> Tensor:
     return lab
 
 
-def _rgb_by_calls(x: Tensor) -> Tensor:
+def rgb_by_calls(x: Tensor) -> Tensor:
+    """`rgb_of` in the same way, for light of any brightness."""
     f = _product(x, _F_FROM_LAB).add_(16 / 116)
     f.select(-3, 2).clamp_(min=0)
     high = f.clamp(min=_LAB_KNEE)
@@ -134,8 +135,8 @@ def _rgb_by_calls(x: Tensor) -> Tensor:
     return rgb.add_(linear.clamp_(max=_GAIN * _LINEAR_KNEE), alpha=12.92 / _GAIN)
 
 
-_to_lab = Kernel(lab_of, uncompiled=_lab_by_calls)
-_from_lab = Kernel(rgb_of, uncompiled=_rgb_by_calls)
+_to_lab = Kernel(lab_of, uncompiled=lab_by_calls)
+_from_lab = Kernel(rgb_of, uncompiled=rgb_by_calls)
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csrtrain.augment import compiled, distort
+from csrtrain.augment import color_spaces, compiled, distort
 from csrtrain.augment.bank import PRISTINE, DistortionBank
 from csrtrain.augment.distort import BANKS, LEVELS, MEDICAL, NATURAL, ROWS, Distortion, rows_for
 from csrtrain.augment.distortions import color, contrast, noise
@@ -351,6 +351,19 @@ def test_compiled_the_bank_does_the_same_in_any_batch(real, channels):
     for k in (0, [row.name for row in rows].index("denoise")):
         one = DistortionBank(rows).drawn(np.array([[k]]), np.array([[4.0]]), np.array([[k]]))
         assert torch.equal(DistortionBank(rows, compiled=True)(x[k : k + 1], one)[0], found[k])
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_without_a_compiler_the_bank_does_the_same(real, channels, monkeypatch):
+    modules = (color_spaces, color, contrast, noise)
+    for kernel in {k for module in modules for k in vars(module).values() if isinstance(k, compiled.Kernel)}:
+        monkeypatch.setattr(kernel, "failure", "no compiler")
+    rows = rows_for("natural", channels)
+    kinds = len(rows)
+    drawn = DistortionBank(rows).drawn(np.arange(kinds)[:, None], np.full((kinds, 1), 4.0), np.arange(kinds)[:, None])
+    x = real[channels].repeat(2, 1, 1, 1)[:kinds, :, :64, :64]
+    expected, found = (DistortionBank(rows, compiled=on)(x, drawn) for on in (False, True))
+    assert torch.equal(found, expected)
 
 
 def test_compilation_is_wanted_while_a_bank_that_compiles_works_and_not_after():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csrtrain.augment.color import luma
-from csrtrain.augment.color_spaces import lab_of, lab_to_rgb, rgb_of, rgb_to_lab
+from csrtrain.augment.color_spaces import lab_by_calls, lab_of, lab_to_rgb, rgb_by_calls, rgb_of, rgb_to_lab
 from csrtrain.augment.compiled import Kernel, per_image
 from csrtrain.augment.distortions.blur import smooth
 from csrtrain.augment.randoms import uniforms
@@ -227,9 +227,9 @@ def _saturated(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _saturated_by_calls(x: Tensor, factor: Tensor) -> Tensor:
-    lab = rgb_to_lab(x)
+    lab = lab_by_calls(x)
     lab[..., 1:, :, :] *= factor
-    return lab_to_rgb(lab)
+    return rgb_by_calls(lab)
 
 
 _saturate = Kernel(_saturated, uncompiled=_saturated_by_calls)

@@ -5,7 +5,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from csrtrain.augment.color_spaces import lab_of, lab_to_rgb, rgb_of, rgb_to_lab
+from csrtrain.augment.color_spaces import lab_by_calls, lab_of, lab_to_rgb, rgb_by_calls, rgb_of, rgb_to_lab
 from csrtrain.augment.compiled import Kernel, per_image
 from csrtrain.augment.distortions.blur import smooth
 
@@ -57,9 +57,9 @@ def _bent(x: Tensor, middle: Tensor) -> Tensor:
 
 
 def _bent_by_calls(x: Tensor, middle: Tensor) -> Tensor:
-    lab = rgb_to_lab(x)
+    lab = lab_by_calls(x)
     lab[..., :1, :, :] = 100 * _parabola(lab[..., :1, :, :] / 100, middle)
-    return lab_to_rgb(lab).add_(_parabola(x, middle), alpha=2).mul_(1 / 3)
+    return rgb_by_calls(lab).add_(_parabola(x, middle), alpha=2).mul_(1 / 3)
 
 
 _bend_channels = Kernel(_parabola)
