@@ -3,11 +3,11 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
 
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
-drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stage and size of the images (64,
-128 or 256 px) that agree best on the training triplets. Calibrated: a weight per channel, not negative, fitted to the
-training triplets as `csrtrain fit -c fr_2afc` does. Agreement: the share of test triplets without a tie in votes whose
-majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma. Intervals: 95 %, bootstrap
-over references. "Beats" means that the interval of the paired difference excludes 0.
+drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stages (one or several) and size of
+the images (64, 128 or 256 px) that agree best on the training triplets. Calibrated: a weight per channel, not
+negative, fitted to the training triplets as `csrtrain fit -c fr_2afc` does. Agreement: the share of test triplets
+without a tie in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma.
+Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired difference excludes 0.
 """
 
 import argparse
@@ -86,13 +86,16 @@ def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> dict[st
     for size in SIZES:  # the last as they are
         differences = channel_differences(metric, torch.stack([resized(image, size) for image in images]))
         stages |= {(k, size): stage.sum(2).double().numpy() for k, stage in enumerate(differences)}
-    best, side = max(stages, key=lambda which: agreement(stages[which], train)[0].mean())
+    numbers = range(len(differences))
+    subsets = [chosen for count in numbers for chosen in itertools.combinations(numbers, count + 1)]
+    sums = {(chosen, size): np.sum([stages[k, size] for k in chosen], axis=0) for chosen in subsets for size in SIZES}
+    best, side = max(sums, key=lambda which: agreement(sums[which], train)[0].mean())
     channels = torch.cat(differences, 2)  # (N,N,F)
     pairs = np.stack([train.reference * len(images) + other for other in (train.p0, train.p1)], 1)
     weights = fit_to_choices(channels.flatten(0, 1), torch.from_numpy(pairs), torch.from_numpy(train.judge))
     return {
-        "all stages": np.sum([stages[k, SIZES[-1]] for k in range(len(differences))], axis=0),
-        f"stage {best} at {side} px, best on train": stages[best, side],
+        "all stages": sums[tuple(numbers), SIZES[-1]],
+        f"stage {' + '.join(map(str, best))} at {side} px, best on train": sums[best, side],
         "calibrated": (channels @ weights).double().numpy(),
     }
 
