@@ -294,7 +294,7 @@ def _score(args: list[str]) -> int:
         "csrtrain score distance.safetensors compressed/ --reference originals/ -o distances.csv   "
         "csrtrain score distance.safetensors pairs.csv -o distances.csv   "
         "Exit code 1 when an image cannot be read; it is listed with the reason, and the others are scored. Ctrl-C "
-        "writes what was done to NAME.partial.csv.",
+        "writes what was done beside, to NAME.partial.csv or .parquet.",
     )
     parser.add_argument("metric", help="bundle of a metric or a distance")
     parser.add_argument(
@@ -320,32 +320,33 @@ def _score(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.output.suffix not in (".csv", ".parquet"):
         raise ValueError(f"Expected a name that ends in .csv or .parquet, got {options.output}. Change the name.")
-    beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+    beside, partial = (options.output.with_suffix(f".{name}{options.output.suffix}") for name in ("volumes", "partial"))
     _check_work(options)
     for path in options.paths:
-        if Path(path).resolve() in (options.output.resolve(), beside.resolve()):
+        if Path(path).resolve() in (options.output.resolve(), beside.resolve(), partial.resolve()):
             raise ValueError(f"Expected another file than what is scored for -o, got {path} for both. Name another.")
 
     from csrtrain import score
 
     table, summary = _compared(options) if _is_distance(options) else _scored(options)
     missing = int((table["error"] == score.INTERRUPTED).sum())
-    if missing:  # a whole table of an earlier call stays
-        options.output = options.output.with_suffix(f".partial{options.output.suffix}")
-        beside = options.output.with_suffix(f".volumes{options.output.suffix}")
+    if missing:
+        if missing < len(table):  # beside, so that a whole table of an earlier call stays
+            score.write_table(partial, table)
+            print(f"Wrote {partial}: {summary}")
+        print(f"interrupted: {missing} of {len(table)} rows were not reached, see their column error", file=sys.stderr)
+        return 130
     score.write_table(options.output, table)
     volumes = score.volumes(table)
-    beside.unlink(missing_ok=True)  # of an earlier call
+    for earlier in (beside, partial):
+        earlier.unlink(missing_ok=True)
     if len(volumes):
         score.write_table(beside, volumes)
         print(f"Wrote {beside}: {len(volumes)} volumes.")
     print(f"Wrote {options.output}: {summary}")
-    wrong = table["error"][~table["error"].isin(["", score.INTERRUPTED])]
+    wrong = table["error"][table["error"] != ""]
     for reason in wrong:
         print(f"not scored: {reason}", file=sys.stderr)
-    if missing:
-        print(f"interrupted: {missing} images were not reached; the table says which", file=sys.stderr)
-        return 130
     return 1 if len(wrong) else 0
 
 

@@ -193,12 +193,17 @@ def test_an_interruption_keeps_the_scores_so_far_and_an_earlier_table(folder, me
     whole = (folder / "s.csv").read_bytes()
     stop = (NoReferenceMetric, "assess")
     assert interrupted(stop, 4, lambda: run_score(folder, folder / "images", extra=("--batch-size", "1"))) == 130
-    assert capsys.readouterr().err == "interrupted: 2 images were not reached; the table says which\n"
+    assert capsys.readouterr().err == "interrupted: 2 of 6 rows were not reached, see their column error\n"
     assert (folder / "s.csv").read_bytes() == whole
     table, expected = pd.read_csv(folder / "s.partial.csv"), pd.read_csv(folder / "s.csv")
     done = table["score"].notna()
     assert done.sum() == 4 and (table["error"][~done] == score.INTERRUPTED).all()
     np.testing.assert_allclose(table["score"][done], expected["score"][done], rtol=1e-5)
+    assert interrupted(stop, 0, lambda: run_score(folder, folder / "images")) == 130
+    assert pd.read_csv(folder / "s.partial.csv")["score"].notna().sum() == 4  # nothing done replaces nothing
+    assert run_score(folder, folder / "s.partial.csv") == 2
+    assert "Expected another file than what is scored" in capsys.readouterr().err
+    assert run_score(folder, folder / "images") == 0 and not (folder / "s.partial.csv").exists()
 
 
 def test_all_broken(folder, metric):

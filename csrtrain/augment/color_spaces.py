@@ -51,7 +51,10 @@ def rgb_to_lab(x: Tensor) -> Tensor:
 
 
 def lab_to_rgb(x: Tensor) -> Tensor:
-    """The inverse, not clamped: what lies outside of sRGB leaves [0,1]. Z below 0 counts as 0."""
+    """The inverse, not clamped: what lies outside of sRGB leaves [0,1]. Z below 0 counts as 0.
+
+    Compiled, linear light above 4 (1.8 in sRGB) counts as 4.
+    """
     return per_image(_from_lab, x)
 
 

@@ -23,7 +23,7 @@ class Kernel:
 
     Args:
         function: tensors that share the leading dimension n, then plain values, to a tensor; with no read of a
-            tensor on the host.
+            tensor on the host. Of images alone, as `per_image` gives them, (C,H,W) as well: axes counted from the end.
         uncompiled: the same by library calls, where those are faster than `function` uncompiled.
     """
 
@@ -33,12 +33,12 @@ class Kernel:
         self.failure: str | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
-    def __call__(self, *arguments: Any, compiled: bool) -> Tensor:
-        """Call the function; `compiled` is the caller's wish, not a promise."""
+    def __call__(self, *arguments: Any, compiled: bool, batched: bool = True) -> Tensor:
+        """Call the function; `compiled` is the caller's wish, not a promise, `batched` whether there is an n."""
         if not compiled or self.failure is not None:
             return self.uncompiled(*arguments)
         try:
-            return self._call_compiled(*arguments)
+            return self._call_compiled(arguments, batched)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a mistake in the arguments is raised again by the uncompiled call
@@ -49,14 +49,16 @@ class Kernel:
                 logger.warning("Augmentations run uncompiled, which is slower: %s", self.failure)
             return result
 
-    def _call_compiled(self, *arguments: Any) -> Tensor:
+    def _call_compiled(self, arguments: tuple[Any, ...], batched: bool) -> Tensor:
         """One compilation serves every n: it is marked as dynamic, and 1, which is always special, becomes 2."""
         if self._compiled is None:
             self._compiled = torch.compile(self.function)
+        if not batched:
+            return self._compiled(*arguments)
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if tensors[0].shape[0] == 1:
             doubled = [torch.cat([x, x]) if isinstance(x, Tensor) else x for x in arguments]
-            return self._call_compiled(*doubled)[:1]
+            return self._call_compiled(tuple(doubled), batched)[:1]
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return self._compiled(*arguments)
@@ -64,7 +66,7 @@ class Kernel:
 
 @contextmanager
 def compiling(wanted: bool) -> Iterator[None]:
-    """Whether `per_image` compiles meanwhile, in all threads."""
+    """Whether `per_image` compiles meanwhile, in all threads: for one bank at a time."""
     global _wanted
     before, _wanted = _wanted, wanted
     try:
@@ -82,5 +84,5 @@ def per_image(kernel: Kernel, x: Tensor, *values: Tensor) -> Tensor:
     """
     if not _wanted or x.device.type != "cpu":
         return kernel(x, *values, compiled=False)
-    images = [kernel(*arguments, compiled=True) for arguments in zip(x, *values, strict=True)]
+    images = [kernel(*of_one, compiled=True, batched=False) for of_one in zip(x.contiguous(), *values, strict=True)]
     return images[0][None] if len(images) == 1 else torch.stack(images)

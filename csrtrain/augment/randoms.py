@@ -2,7 +2,7 @@
 
 Counter-based, in integer arithmetic: equal on every device up to the rounding of log and cos, with no generator state
 and no host read. `normal_images` is for the distortions: on a CPU, where a generator is many times faster than the hash
-uncompiled, it seeds one per sample, so CPU and GPU draw different noise.
+uncompiled, it seeds one per sample, so CPU and GPU draw different noise (so does impulse noise for its places).
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
-Words = TypeVar("Words", Tensor, NDArray[np.int64])
+_Words = TypeVar("_Words", Tensor, NDArray[np.int64])
 
 
 def _quantiles() -> Tensor:
@@ -27,7 +27,7 @@ def _quantiles() -> Tensor:
 _QUANTILES = _quantiles()
 
 
-def _mix(x: Words) -> Words:
+def _mix(x: _Words) -> _Words:
     """A bijection of 32-bit words (in int64) that scatters neighbours: C. Wellons' "lowbias32" (2018).
 
     Multipliers are below 2**31 in magnitude, so that no product leaves 64 bits; x * (m - 2**32) = x * m mod 2**32.
@@ -37,7 +37,7 @@ def _mix(x: Words) -> Words:
     return x ^ (x >> 16)
 
 
-def _word(counter: Words, low: Words, high: Words) -> Words:
+def _word(counter: _Words, low: _Words, high: _Words) -> _Words:
     """A random word of (counter, two words of the seed)."""
     return _mix(_mix(_mix(counter ^ low) ^ high) + counter & _WORD)
 

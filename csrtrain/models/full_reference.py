@@ -70,9 +70,9 @@ class FullReferenceMetric(nn.Module):
             (B,) float32, exactly 0 where x equals y, in any batch. Under bf16 autocast rounding errors are about 1e-4.
 
         Raises:
-            ValueError: other shapes, channels or types, a reference of another metric, or one made under autocast and
-                used without it, or the other way round; on a CPU also other values. On other devices values are not
-                looked at, which would wait for them: a distance is NaN there.
+            ValueError: other shapes, channels or types, a reference of another backbone (a copy is another), or one
+                made under autocast and used without it, or the other way round; on a CPU also other values. On other
+                devices values are not looked at, which would wait for them: a distance is NaN there.
         """
         return _distance(self._stages(x, y))
 
@@ -151,7 +151,7 @@ class FullReferenceMetric(nn.Module):
             self._check("references", images)
         check_shapes(x, images)
         if reference is not None and reference.backbone is not self.backbone:
-            raise ValueError("Expected a reference that this metric made, got another's. Make it by its `reference`.")
+            raise ValueError("Expected a reference of this metric's backbone, got another's. Make it by `reference`.")
         if reference is not None and reference.autocast != torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "

@@ -59,7 +59,8 @@ class CONTRIQUE(LightningModule):
         legacy_gradient_scale: divide the gradient by the number of devices, as the released code does by mistake.
         optimizer, learning_rate, weight_decay, warmup_fraction: see `csrtrain.pretrain.optimizers.build`.
         compile: the stages of the backbone by `torch.compile`; needs a C++ compiler, on a GPU Triton. Checkpoints are
-            the same with and without it, results differ by rounding.
+            the same with and without it, results differ by rounding. Distortions are compiled from `size` 128 on a CPU
+            in any case, as views are.
     """
 
     def __init__(

@@ -185,10 +185,10 @@ def test_safe_under_autocast(metric, pairs):
     torch.testing.assert_close(low, metric.distance(*pairs), rtol=0.05, atol=0)
 
 
-def test_a_reference_of_another_metric_is_refused(metric, pairs):
+def test_a_reference_of_another_backbone_is_refused(metric, pairs):
     x, y = pairs
     other = FullReferenceMetric(Backbone("test_resnet"))
-    with pytest.raises(ValueError, match="Expected a reference that this metric made, got another's"):
+    with pytest.raises(ValueError, match="Expected a reference of this metric's backbone, got another's"):
         metric.distance(x, other.reference(y))
 
 

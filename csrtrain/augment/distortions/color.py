@@ -121,8 +121,11 @@ def _quantize(x: Tensor, colors: Tensor, most: int, out: Tensor) -> None:
     """Write x (n,3,H,W) in its `most` or fewer colours into `out`."""
     rows, columns = (torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:])
     pixels, places = x.flatten(2), (rows[:, None] * x.shape[3] + columns).flatten()
-    make = _k_means_of_one if x.device.type == "cpu" else _k_means
-    palette, unused = make(pixels.index_select(2, places), colors.round(), most)
+    samples = pixels.index_select(2, places)
+    if x.device.type == "cpu":
+        palette, unused = _k_means_of_one(samples, most), x.new_zeros((1, 1, most))
+    else:
+        palette, unused = _k_means(samples, colors.round(), most)
     nearest = _nearest(_augmented(pixels), palette, unused).to(torch.int64)
     torch.gather(palette, 2, nearest[:, None].expand(-1, 3, -1), out=out.view(*x.shape[:2], -1))
 
@@ -143,8 +146,8 @@ def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor
     return palette, unused
 
 
-def _k_means_of_one(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The same for one image with all of `most` colours, by NumPy, whose calls cost less; on the CPU."""
+def _k_means_of_one(samples: Tensor, most: int) -> Tensor:
+    """The palette of one image with all of `most` colours, by NumPy, whose calls cost less; on the CPU."""
     points = np.ascontiguousarray(samples[0].numpy().T)  # (P,3)
     channels = [np.ascontiguousarray(channel) for channel in points.T]
     order = luma(samples[..., None])[0, 0, :, 0].argsort(stable=True).numpy()
@@ -156,7 +159,7 @@ def _k_means_of_one(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor,
         sizes = np.bincount(member, minlength=most)[:, None]
         sums = np.stack([np.bincount(member, channel, most) for channel in channels], axis=1)
         palette = np.where(sizes > 0, sums / np.maximum(sizes, 1), palette).astype(np.float32)
-    return torch.from_numpy(palette.T.copy())[None], samples.new_zeros((1, 1, most))
+    return torch.from_numpy(palette.T.copy())[None]
 
 
 def _augmented(pixels: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def _set_each(x: Tensor, density: Tensor, seeds: Tensor) -> Tensor:
         at = -1
         while p > 0 and at < values.size:  # mostly once: 6 deviations more than the mean
             gaps = random.geometric(p, int(values.size * p + 6 * (values.size * p) ** 0.5 + 6))
-            places = at + gaps.clip(max=values.size).cumsum()
+            places = at + gaps.clip(max=values.size + 1).cumsum()  # beyond the end
             at = int(places[-1])
             places = places[: places.searchsorted(values.size)]
             values[places] = random.random(len(places)) < 0.5
@@ -126,7 +126,8 @@ _filter = Kernel(_filtered, uncompiled=_filtered_by_calls)
 
 
 def _box_mean(padded: Tensor) -> Tensor:
-    """Mean of windows of 5, as sums of shifted images: several times faster on a CPU than `avg_pool2d`."""
+    """Mean of windows, as sums of shifted images: several times faster on a CPU than `avg_pool2d`."""
+    assert _WINDOW == 5  # two pairs and one
     for dim in (-2, -1):
         size = padded.shape[dim] - _WINDOW + 1
         pairs = padded.narrow(dim, 0, size + 2) + padded.narrow(dim, 1, size + 2)

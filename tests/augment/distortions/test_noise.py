@@ -67,6 +67,15 @@ def test_impulse_noise_sets_places_as_independently_one_by_one_as_in_a_batch():
         assert scipy.stats.kstest(rows, scipy.stats.binom(SIDE, 0.3).cdf).statistic < 0.1
 
 
+def test_impulse_noise_of_few_values_sets_every_place_alike():
+    n, side, density = 4000, 32, 0.001
+    seeds, densities = torch.arange(n), torch.full((n,), density)
+    hit = noise.impulse_noise(torch.full((n, 1, side, side), 0.5), densities, seeds).flatten(1) != 0.5
+    for place in (0, side**2 // 2, side**2 - 1):
+        assert scipy.stats.binomtest(int(hit[:, place].sum()), n, density).pvalue > 1e-4
+    assert scipy.stats.binomtest(int(hit.sum()), hit.numel(), density).pvalue > 1e-4
+
+
 def test_multiplicative_noise_grows_with_the_signal():
     variances = torch.tensor([0.001, 0.005, 0.02, 0.05])
     for value in (0.2, 0.8):
