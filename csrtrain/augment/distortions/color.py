@@ -17,7 +17,8 @@ _DIFFUSION_RADIUS = 40  # 2 sigma of the largest level, 1.5 * 12 + 2 px
 _COLORS = 64  # of the largest palette; a power of 2
 _SAMPLES = 32  # per side, pixels that the palette is made from
 _ROUNDS = 5
-_AT_ONCE = 2**17  # distances of pixels to colours: they fit a CPU's cache
+_DISTANCES = 2**17  # of pixels to colours, at once: they fit a CPU's cache
+_PIXELS = 2**14  # at once elsewhere, of each image
 _PERCENTILES = (0.05, 0.95)
 _FAR = 30.0  # a squared distance that no colour has
 _ABOVE_0 = 1e-5  # more than the rounding errors of a squared distance
@@ -53,10 +54,11 @@ def color_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
     angle = 2 * math.pi * uniforms(seeds, 1)[:, 0]
     down, right = (shift * angle.sin()).round().long(), (shift * angle.cos()).round().long()
     moved = (_move_each if x.device.type == "cpu" else _move_batch)(x[:, 1], down, right)
-    gradient = _twice_gradient(luma(x)[:, 0])
+    y = luma(x)[:, 0]
+    gradient = torch.hypot(torch.gradient(y, dim=1)[0], torch.gradient(y, dim=2)[0])
     sampled = gradient[:, ::4, ::4].flatten(1)
     low, high = (sampled.kthvalue(1 + round(p * (sampled.shape[1] - 1)), 1).values[:, None, None] for p in _PERCENTILES)
-    weight = gradient.sub_(low).mul_(1 / (high - low).clamp(min=2e-6)).clamp_(0, 1)
+    weight = gradient.sub_(low).mul_(1 / (high - low).clamp(min=1e-6)).clamp_(0, 1)
     out = x.clone(memory_format=torch.contiguous_format)
     out[:, 1].lerp_(moved, weight)
     return out
@@ -81,20 +83,6 @@ def _move_each(y: Tensor, down: Tensor, right: Tensor) -> Tensor:
         padded = F.pad(image[None], border, mode="replicate")[0]
         moved.append(padded[max(-by, 0) :, max(-along, 0) :][:height, :width])
     return moved[0][None] if len(moved) == 1 else torch.stack(moved)
-
-
-def _twice_gradient(y: Tensor) -> Tensor:
-    """(n,H,W): twice the length of the gradient, by central differences, at a border by the one that there is."""
-    out = torch.empty_like(y)
-    for dim in (1, 2):
-        size = y.shape[dim]
-        difference = torch.empty_like(y)
-        torch.sub(y.narrow(dim, 2, size - 2), y.narrow(dim, 0, size - 2), out=difference.narrow(dim, 1, size - 2))
-        for at, before in ((0, 0), (size - 1, size - 2)):
-            edge = (y.narrow(dim, before + 1, 1) - y.narrow(dim, before, 1)).mul_(2)
-            difference.narrow(dim, at, 1).copy_(edge)
-        out = torch.mul(difference, difference, out=out) if dim == 1 else out.addcmul_(difference, difference)
-    return out.sqrt_()
 
 
 def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
@@ -182,7 +170,7 @@ def _nearest(augmented: Tensor, palette: Tensor, unused: Tensor) -> Tensor:
     lengths = palette.square().sum(1, keepdim=True) + (unused + _ABOVE_0)
     rows = torch.cat([-2 * palette, lengths, torch.ones_like(lengths)], 1).mT  # (n,K,5)
     numbers = torch.arange(most, dtype=torch.int32, device=palette.device)[:, None]
-    at_once = min(pixels, _AT_ONCE // most if palette.device.type == "cpu" else _AT_ONCE)
+    at_once = min(pixels, _DISTANCES // most if palette.device.type == "cpu" else _PIXELS)
     distances, nearest = palette.new_empty((n, most, at_once)), numbers.new_empty((n, pixels))
     for start in range(0, pixels, at_once):
         part = augmented[:, :, start : start + at_once]

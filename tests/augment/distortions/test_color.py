@@ -116,7 +116,7 @@ def test_the_palette_is_the_same_one_by_one_and_in_a_batch(photographs, colors):
     together, unused = color._k_means(samples, torch.full((4,), float(colors)), 64)
     for k in range(4):
         alone = color._k_means_of_one(samples[k : k + 1], colors)
-        # The batch tells distances apart by 17 bits: a pixel between two colours may go to the other.
+        # The batch tells distances apart by 17 bits: a pixel between two colours may go to the other, and move both.
         moved = (alone[0] - together[k, :, :colors]).abs().amax(0)
         assert (moved > 1e-6).float().mean() <= 2 / 17 and moved.max() < 2e-3
         assert not unused[k, 0, :colors].any() and (unused[k, 0, colors:] > 0).all()
