@@ -19,10 +19,11 @@ _LOG_FLOOR = math.log(1e-6)  # skimage's floor of a transmittance
 
 
 def luma(x: Tensor) -> Tensor:
-    """(n,3,H,W) -> (n,1,H,W), Rec.601; other channel counts: their mean."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+    """(...,3,H,W) -> (...,1,H,W), Rec.601; other channel counts: their mean."""
+    if x.shape[-3] != 3:
+        return x.mean(-3, keepdim=True)
+    red, green, blue = (x[..., k : k + 1, :, :] for k in range(3))
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 _reported: set[str] = set()
 _wanted = False
 
-COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute, once per machine) pays
+COMPILED_FROM = 128  # px; below, a run is over before compilation (under a minute, once per machine) pays
 
 
 class Kernel:
@@ -75,14 +75,19 @@ def compiling(wanted: bool) -> Iterator[None]:
         _wanted = before
 
 
+def wanted(kernel: Kernel, x: Tensor) -> bool:
+    """Whether to compile it for x: on a CPU where `compiling` says so, unless that has failed."""
+    return _wanted and x.device.type == "cpu" and kernel.failure is None
+
+
 def per_image(kernel: Kernel, x: Tensor, *values: Tensor) -> Tensor:
     """A kernel of whole images: x (n,C,H,W) and values (n,1 or C,1,1) to (n,C,H,W).
 
-    On a CPU compiled where `compiling` says so, image by image, so that the result does not depend on the batch and
-    each stays in the cache; the kernel gets (C,H,W) and (1 or C,1,1) there. On other devices the library form runs:
-    compiled it has not been measured there.
+    Where compilation is `wanted`, image by image, so that the result does not depend on the batch and each stays in the
+    cache; the kernel gets (C,H,W) and (1 or C,1,1) there. On other devices than a CPU the library form runs: compiled
+    it has not been measured there.
     """
-    if not _wanted or x.device.type != "cpu":
+    if not wanted(kernel, x):
         return kernel(x, *values, compiled=False)
     images = [kernel(*of_one, compiled=True, batched=False) for of_one in zip(x.contiguous(), *values, strict=True)]
     return images[0][None] if len(images) == 1 else torch.stack(images)

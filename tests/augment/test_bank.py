@@ -9,7 +9,7 @@ import torch
 from csrtrain.augment import color_spaces, compiled, distort
 from csrtrain.augment.bank import PRISTINE, DistortionBank
 from csrtrain.augment.distort import BANKS, LEVELS, MEDICAL, NATURAL, ROWS, Distortion, rows_for
-from csrtrain.augment.distortions import color, contrast, noise
+from csrtrain.augment.distortions import blur, color, contrast, noise
 from csrtrain.data import decode, samples
 from csrtrain.data.images import native
 
@@ -328,7 +328,7 @@ KERNELS = {
 
 ALL_KERNELS = {
     kernel
-    for module in (color_spaces, color, contrast, noise)
+    for module in (color_spaces, blur, color, contrast, noise)
     for kernel in vars(module).values()
     if isinstance(kernel, compiled.Kernel)
 }

@@ -4,19 +4,26 @@ Convolution is by FFT: exact up to 1e-6, a cost that hardly depends on the kerne
 cuDNN's convolutions, no TF32 on a GPU. Only on a CPU are few taps faster as a sum of shifted images.
 """
 
+import functools
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from csrtrain.augment.compiled import Kernel, wanted
 from csrtrain.augment.randoms import uniforms
 
 # Taps on each side of the largest level: ceil(2 * 5), 8, and ceil((10 - 1) / 2).
 GAUSSIAN_RADIUS, DISK_RADIUS, MOTION_RADIUS = 10, 8, 5
 # On a CPU more taps than these cost more than a transform (0.6 ms at 224 px, 14 us for a tap).
 MOST_TAPS = 36
+# On a CPU kernels of so many strengths are kept: a bank has few levels, and the kernel of a disk costs 0.2 ms.
+_KEPT = 32
+_COMPILED_RADII = (2, 4, GAUSSIAN_RADIUS)  # fewer taps are taken for so many
+_NEGLIGIBLE = 2.0**-26  # of a tap: less than the rounding of the sum
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
@@ -42,7 +49,16 @@ def disk_blur(x: Tensor, radius: Tensor, seeds: Tensor) -> Tensor:
         radius: (n,) pixels, at most 8; below 0.5 the disk lies within one pixel.
         seeds: (n,), unused.
     """
-    return _convolve(x, disk_kernels(radius, DISK_RADIUS))
+    if x.device.type != "cpu":
+        return _convolve_batch(x, disk_kernels(radius, DISK_RADIUS))
+    kernels = np.stack([_disk_kernel(r) for r in radius.numpy().tolist()])  # numpy: no synchronisation on a CPU
+    return _convolve_each(x, torch.from_numpy(kernels))
+
+
+@functools.lru_cache(_KEPT)
+def _disk_kernel(radius: float) -> NDArray[np.float32]:
+    kernel: NDArray[np.float32] = disk_kernels(torch.tensor([radius]), DISK_RADIUS)[0].numpy()
+    return kernel
 
 
 def motion_blur(x: Tensor, length: Tensor, seeds: Tensor) -> Tensor:
@@ -56,7 +72,8 @@ def motion_blur(x: Tensor, length: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,) of the directions.
     """
     angle = math.pi * uniforms(seeds, 1)[:, 0]
-    return _convolve(x, motion_kernels(length, angle, MOTION_RADIUS))
+    convolve = _convolve_each if x.device.type == "cpu" else _convolve_batch
+    return convolve(x, motion_kernels(length, angle, MOTION_RADIUS))
 
 
 def gaussian_kernels(sigma: Tensor, radius: int) -> Tensor:
@@ -121,10 +138,19 @@ def smooth(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
         radius: of the largest sigma that can occur; it decides time and memory on a GPU.
     """
     if x.device.type == "cpu" and radius <= GAUSSIAN_RADIUS:
-        return _sum_shifted(x, gaussian_kernels(sigma, radius), sigma)
-    kernels = gaussian_kernels(sigma, radius)
-    matrices = {size: _band_matrices(kernels, size)[:, None] for size in set(x.shape[2:])}
-    return matrices[x.shape[2]] @ x @ matrices[x.shape[3]].transpose(2, 3)
+        return _smooth_each(x, sigma, radius)
+    if x.device.type == "cpu":
+        each = sigma.numpy().tolist()  # numpy: a host read of a host tensor is no synchronisation
+        down, right = (torch.from_numpy(np.stack([_band_matrix(s, radius, n) for s in each])) for n in x.shape[2:])
+    else:
+        down, right = (_band_matrices(gaussian_kernels(sigma, radius), n) for n in x.shape[2:])
+    return down[:, None] @ x @ right[:, None].transpose(2, 3)
+
+
+@functools.lru_cache(_KEPT)
+def _band_matrix(sigma: float, radius: int, size: int) -> NDArray[np.float32]:
+    matrix: NDArray[np.float32] = _band_matrices(gaussian_kernels(torch.tensor([sigma]), radius), size)[0].numpy()
+    return matrix
 
 
 def _band_matrices(kernels: Tensor, size: int) -> Tensor:
@@ -141,27 +167,51 @@ def _band_matrices(kernels: Tensor, size: int) -> Tensor:
     return matrices
 
 
-def _sum_shifted(x: Tensor, kernels: Tensor, sigma: Tensor) -> Tensor:
-    """Separable convolution, sample by sample, of no more taps than the sample needs; on the CPU."""
-    out, most = torch.empty_like(x), kernels.shape[1] // 2
-    height, width = x.shape[2:]
-    # numpy, because a host read of a host tensor is no synchronisation
-    for k, (reach, weights) in enumerate(zip((2 * sigma).ceil().numpy(), kernels.numpy().tolist(), strict=True)):
-        radius = min(int(reach), most)
-        weights = weights[most - radius : most + radius + 1]
-        y = F.pad(x[k], (radius,) * 4, mode="replicate")
-        z = y[:, :height] * weights[0]
-        for j, weight in enumerate(weights[1:], 1):
-            z.add_(y[:, j : j + height], alpha=weight)
-        torch.mul(z[:, :, :width], weights[0], out=out[k])
-        for j, weight in enumerate(weights[1:], 1):
-            out[k].add_(z[:, :, j : j + width], alpha=weight)
-    return out
+def _smooth_each(x: Tensor, sigma: Tensor, most: int) -> Tensor:
+    """The same, sample by sample with no more taps than it needs; on the CPU."""
+    each = sigma.numpy().tolist()  # numpy: a host read of a host tensor is no synchronisation
+    smoothed = [_smooth_one(image, _gaussian_taps(s, most)) for image, s in zip(x.contiguous(), each, strict=True)]
+    return smoothed[0][None] if len(smoothed) == 1 else torch.stack(smoothed)
 
 
-def _convolve(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolution of x (n,C,H,W) with kernels (n,2r+1,2r+1), replicated borders."""
-    return (_convolve_each if x.device.type == "cpu" else _convolve_batch)(x, kernels)
+def _smooth_one(image: Tensor, taps: list[float]) -> Tensor:
+    """Separable convolution of (C,H,W)."""
+    radius, compiled = len(taps) // 2, wanted(_separable, image)
+    room = next(r for r in _COMPILED_RADII if r >= radius) if compiled else radius
+    reach = GAUSSIAN_RADIUS if compiled else radius  # always so far, as each shape is compiled anew
+    weights = F.pad(torch.tensor(taps), (room - radius, room - radius))
+    padded = F.pad(image, (reach,) * 4, mode="replicate")
+    return _separable(padded, weights, reach, compiled=compiled, batched=False)
+
+
+def _separable_convolution(y: Tensor, weights: Tensor, reach: int) -> Tensor:
+    """(C,H+2*reach,W+2*reach) to (C,H,W), by the same weights (2r+1,) down and to the right."""
+    margin = reach - len(weights) // 2
+    for axis in (1, 2):
+        size = y.shape[axis] - 2 * reach
+        y = functools.reduce(torch.add, [y.narrow(axis, margin + j, size) * weights[j] for j in range(len(weights))])
+    return y
+
+
+def _separable_by_calls(y: Tensor, weights: Tensor, reach: int) -> Tensor:
+    margin, (first, *others) = reach - len(weights) // 2, weights.numpy().tolist()
+    for axis in (1, 2):
+        size = y.shape[axis] - 2 * reach
+        z = y.narrow(axis, margin, size) * first
+        for j, weight in enumerate(others, 1):
+            z.add_(y.narrow(axis, margin + j, size), alpha=weight)
+        y = z
+    return y
+
+
+_separable = Kernel(_separable_convolution, uncompiled=_separable_by_calls)
+
+
+@functools.lru_cache(_KEPT)
+def _gaussian_taps(sigma: float, radius: int) -> list[float]:
+    """The taps that count."""
+    taps: list[float] = gaussian_kernels(torch.tensor([sigma]), radius)[0].tolist()
+    return [tap for tap in taps if tap > _NEGLIGIBLE]
 
 
 def _convolve_batch(x: Tensor, kernels: Tensor) -> Tensor:

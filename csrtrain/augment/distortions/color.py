@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csrtrain.augment.color import luma
 from csrtrain.augment.color_spaces import lab_by_calls, lab_of, lab_to_rgb, rgb_by_calls, rgb_of, rgb_to_lab
-from csrtrain.augment.compiled import Kernel, per_image
+from csrtrain.augment.compiled import Kernel, per_image, wanted
 from csrtrain.augment.distortions.blur import smooth
 from csrtrain.augment.randoms import uniforms
 
@@ -18,6 +18,7 @@ _COLORS = 64  # of the largest palette; a power of 2
 _SAMPLES = 32  # per side, pixels that the palette is made from
 _ROUNDS = 5
 _DISTANCES = 2**17  # of pixels to colours, at once: they fit a CPU's cache
+_COLORS_AT_ONCE = 16  # in the compiled kernel: its compilation takes 4 s
 _PIXELS = 2**14  # at once elsewhere, of each image
 _PERCENTILES = (0.05, 0.95)
 _FAR = 30.0  # a squared distance that no colour has
@@ -54,14 +55,22 @@ def color_shift(x: Tensor, shift: Tensor, seeds: Tensor) -> Tensor:
     angle = 2 * math.pi * uniforms(seeds, 1)[:, 0]
     down, right = (shift * angle.sin()).round().long(), (shift * angle.cos()).round().long()
     moved = (_move_each if x.device.type == "cpu" else _move_batch)(x[:, 1], down, right)
-    y = luma(x)[:, 0]
-    gradient = torch.hypot(torch.gradient(y, dim=1)[0], torch.gradient(y, dim=2)[0])
+    gradient = per_image(_edges, x)
     sampled = gradient[:, ::4, ::4].flatten(1)
     low, high = (sampled.kthvalue(1 + round(p * (sampled.shape[1] - 1)), 1).values[:, None, None] for p in _PERCENTILES)
     weight = gradient.sub_(low).mul_(1 / (high - low).clamp(min=1e-6)).clamp_(0, 1)
     out = x.clone(memory_format=torch.contiguous_format)
     out[:, 1].lerp_(moved, weight)
     return out
+
+
+def _edges_of(x: Tensor) -> Tensor:
+    """(...,3,H,W) -> (...,H,W): length of the gradient of luma."""
+    y = luma(x).squeeze(-3)
+    return torch.hypot(torch.gradient(y, dim=-2)[0], torch.gradient(y, dim=-1)[0])
+
+
+_edges = Kernel(_edges_of)
 
 
 def _move_batch(y: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -96,26 +105,25 @@ def color_quantization(x: Tensor, colors: Tensor, seeds: Tensor) -> Tensor:
         colors: (n,) size of the palette, 1 to 64, rounded.
         seeds: (n,), unused.
     """
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x = x.contiguous()
+    out = torch.empty_like(x)
     if x.device.type == "cpu":  # numpy: a host read of a host tensor is no synchronisation
-        for k, most in enumerate(colors.round().numpy().astype(int).tolist()):
-            _quantize(x[k : k + 1], colors[k : k + 1], most, out[k : k + 1])
+        for image, most, target in zip(x, colors.round().numpy().astype(int).tolist(), out, strict=True):
+            palette = _k_means_of_one(_samples(image[None]), most)
+            nearest = _nearest_of_one(image, palette)
+            for k, channel in enumerate(palette[0]):
+                torch.index_select(channel, 0, nearest, out=target[k].view(-1))
     else:
-        _quantize(x, colors, _COLORS, out)
+        palette, unused = _k_means(_samples(x), colors.round(), _COLORS)
+        nearest = _nearest(_augmented(x.flatten(2)), palette, unused).to(torch.int64)
+        torch.gather(palette, 2, nearest[:, None].expand(-1, 3, -1), out=out.view(len(x), 3, -1))
     return out
 
 
-def _quantize(x: Tensor, colors: Tensor, most: int, out: Tensor) -> None:
-    """Write x (n,3,H,W) in its `most` or fewer colours into `out`."""
+def _samples(x: Tensor) -> Tensor:
+    """(n,3,P): the pixels that the palettes are made from."""
     rows, columns = (torch.arange(_SAMPLES, device=x.device) * side // _SAMPLES for side in x.shape[2:])
-    pixels, places = x.flatten(2), (rows[:, None] * x.shape[3] + columns).flatten()
-    samples = pixels.index_select(2, places)
-    if x.device.type == "cpu":
-        palette, unused = _k_means_of_one(samples, most), x.new_zeros((1, 1, most))
-    else:
-        palette, unused = _k_means(samples, colors.round(), most)
-    nearest = _nearest(_augmented(pixels), palette, unused).to(torch.int64)
-    torch.gather(palette, 2, nearest[:, None].expand(-1, 3, -1), out=out.view(*x.shape[:2], -1))
+    return x.flatten(2).index_select(2, (rows[:, None] * x.shape[3] + columns).flatten())
 
 
 def _k_means(samples: Tensor, colors: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -148,6 +156,42 @@ def _k_means_of_one(samples: Tensor, most: int) -> Tensor:
         sums = np.stack([np.bincount(member, channel, most) for channel in channels], axis=1)
         palette = np.where(sizes > 0, sums / np.maximum(sizes, 1), palette).astype(np.float32)
     return torch.from_numpy(palette.T.copy())[None]
+
+
+def _nearest_of_one(image: Tensor, palette: Tensor) -> Tensor:
+    """(H*W,) int32: the colour of (1,3,K) nearest to each pixel of (3,H,W); on the CPU."""
+    most = palette.shape[2]
+    if wanted(_nearer, image):
+        # What is left of the last part is far from every pixel.
+        colors = palette.new_full((-(-most // _COLORS_AT_ONCE) * _COLORS_AT_ONCE, 5), _FAR)
+        colors[:most, :3] = -2 * palette[0].T
+        colors[:most, 3] = palette[0].square().sum(0)
+        colors[:, 4] = torch.arange(len(colors))
+        found = image.new_full((2, *image.shape[1:]), _FAR)
+        for start in range(0, len(colors), _COLORS_AT_ONCE):
+            found = _nearer(image, found, colors[start : start + _COLORS_AT_ONCE], compiled=True, batched=False)
+        if _nearer.failure is None:
+            return found[1].to(torch.int32).flatten()
+    return _nearest(_augmented(image.flatten(1)[None]), palette, palette.new_zeros((1, 1, most)))[0]
+
+
+def _nearer_of(image: Tensor, found: Tensor, colors: Tensor) -> Tensor:
+    """(2,H,W): the least squared distance to a colour, less the pixel's square, and the number of that colour.
+
+    Args:
+        image: (3,H,W).
+        found: (2,H,W) the same of earlier colours.
+        colors: (K,5) of each its values times -2, their square, and its number.
+    """
+    (red, green, blue), (least, nearest) = image, found
+    for r, g, b, square, number in colors:
+        distance = red * r + green * g + blue * b + square
+        nearest = torch.where(distance < least, number, nearest)
+        least = torch.minimum(distance, least)
+    return torch.stack([least, nearest])
+
+
+_nearer = Kernel(_nearer_of)
 
 
 def _augmented(pixels: Tensor) -> Tensor:

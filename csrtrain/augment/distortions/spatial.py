@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csrtrain.augment.randoms import normal_images, other_seeds, uniforms
+from csrtrain.augment.randoms import normal_images, uniforms
 
 JITTER_ITERATIONS = 5
 MOST_PATCHES, PATCH_SIDE, PATCH_DISTANCE = 100, 16, 16
@@ -31,11 +31,10 @@ def jitter(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
         seeds: (n,) of the displacements.
     """
     n, _, height, width = x.shape
-    places = _places(height, width, x.device)
-    scale = torch.stack((sigma * (2 / (width - 1)), sigma * (2 / (height - 1))), 1).repeat(1, width)[:, None]
-    for k in range(JITTER_ITERATIONS):
-        moves = normal_images(other_seeds(seeds, k + 1), 1, height, 2 * width)[:, 0]
-        grid = torch.addcmul(places, moves, scale).view(n, height, width, 2)
+    scale = torch.stack((sigma * (2 / (width - 1)), sigma * (2 / (height - 1))), 1).repeat(1, width)[:, None, None]
+    moves = normal_images(seeds, JITTER_ITERATIONS, height, 2 * width)
+    grids = torch.addcmul(_places(height, width, x.device), moves, scale).view(n, -1, height, width, 2)
+    for grid in grids.unbind(1):
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return x
 

@@ -5,6 +5,7 @@ import pytest
 import scipy.ndimage
 import torch
 
+from csrtrain.augment import compiled
 from csrtrain.augment.distortions import blur
 
 SEEDS = torch.arange(5) * 7919 + 3
@@ -55,6 +56,31 @@ def test_gaussian_is_scipys(channels, height, width, sigma):
         torch.testing.assert_close(
             blurred[k], torch.from_numpy(scipy_gaussian(x[k].numpy(), sigma[k].item())), atol=2e-6, rtol=0
         )
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.9, 2.0, 3.3, 5.0])
+def test_what_is_compiled_for_a_gaussian_is_scipys_too(sigma, monkeypatch):
+    """As it stands, with the padding and the number of taps that it is compiled for."""
+    kernel = blur._separable
+    monkeypatch.setattr(kernel, "_compiled", kernel.function)
+    x = images(2, 3, 60, 83)
+    with compiled.compiling(True):
+        blurred = blur.gaussian_blur(x, torch.tensor([sigma, sigma]), SEEDS[:2])
+    assert kernel.failure is None
+    for k in range(2):
+        torch.testing.assert_close(blurred[k], torch.from_numpy(scipy_gaussian(x[k].numpy(), sigma)), atol=2e-6, rtol=0)
+
+
+def test_kernels_that_are_kept_are_those_of_their_strength_and_size():
+    x = images(2, 1, 60, 83)
+    for strength in (2.0, 4.0, 2.0):
+        disk = blur.disk_kernels(torch.tensor([strength]), 8)[0].double().numpy()
+        for radius in (10, 40):
+            smooth = blur.smooth(x, torch.full((2,), strength), radius)
+            expected = scipy_gaussian(x[1].numpy(), strength)
+            torch.testing.assert_close(smooth[1], torch.from_numpy(expected), atol=2e-6, rtol=0)
+        blurred = blur.disk_blur(x, torch.full((2,), strength), SEEDS[:2])
+        np.testing.assert_allclose(blurred[1], scipy_convolve(x[1].double().numpy(), disk), atol=2e-6)
 
 
 def test_wide_gaussian_is_scipys_even_where_the_kernel_is_wider_than_the_image():

@@ -8,6 +8,7 @@ import skimage.color
 import torch
 from PIL import Image
 
+from csrtrain.augment import compiled
 from csrtrain.augment.distortions import color
 from csrtrain.augment.randoms import uniforms
 from csrtrain.data import decode, samples
@@ -108,6 +109,22 @@ def test_color_quantization_loses_less_than_pillows_median_cut(photographs, colo
         median_cut = bytes_.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
         theirs = np.mean((np.asarray(median_cut).reshape(-1, 3) / 255 - pixels) ** 2)
         assert np.mean((pixels - quantized) ** 2) < theirs
+
+
+@pytest.mark.parametrize("colors", [64, 17, 8, 1])
+def test_what_is_compiled_for_the_nearest_colour_finds_it(photographs, colors, monkeypatch):
+    """As it stands, in parts of 16 colours."""
+    kernel = color._nearer
+    monkeypatch.setattr(kernel, "_compiled", kernel.function)
+    palette = torch.rand((1, 3, colors), generator=torch.Generator().manual_seed(colors))
+    with compiled.compiling(True):
+        found = color._nearest_of_one(photographs[0], palette).long()
+    assert kernel.failure is None
+    pixels = photographs[0].flatten(1).T.double().numpy()
+    nearest, distance = scipy.cluster.vq.vq(pixels, palette[0].T.double().numpy())
+    theirs = np.linalg.norm(pixels - palette[0].T.double().numpy()[found], axis=1)
+    np.testing.assert_allclose(theirs, distance, atol=1e-5)
+    assert (found.numpy() == nearest).mean() > 0.999
 
 
 @pytest.mark.parametrize("colors", [64, 17, 1])
