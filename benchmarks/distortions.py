@@ -3,8 +3,9 @@
     python -m benchmarks distortions
 
 32 photographs of 224 px, each type at all five levels in turn, CPU, one thread on both sides: peers that go image by
-image are spread over processes, and so are ours in a loader. Ours goes through the bank, from float32 to float32,
-compiled as in training on a CPU; peers that Pillow does fastest work on bytes.
+image are spread over processes, and so are ours in a loader. One row has ours in all of torch's threads, as a batch is
+in training, beside peers that have one. Ours goes through the bank, from float32 to float32, compiled as in training on
+a CPU; peers that Pillow does fastest work on bytes.
 """
 
 import warnings
@@ -43,8 +44,10 @@ def photographs(count: int, size: int) -> Tensor:
     return torch.stack([square.round().to(torch.uint8) for square in squares[:: len(squares) // count][:count]])
 
 
-def _type_row(row: Distortion, peer: Peer, bytes_: Tensor) -> tuple[dict[str, object], float, float]:
-    """One type, and ms per image of ours and of the peer."""
+def _type_row(
+    row: Distortion, peer: Peer, bytes_: Tensor, threads: int
+) -> tuple[dict[str, object], float, float, float]:
+    """One type, and ms per image of ours, of the peer, and of ours in so many threads."""
     values = [row.values[k % LEVELS] for k in range(BATCH)]
     floats, random = bytes_.float() / 255, np.random.default_rng(0)
     taken = [x.numpy() for x in (floats if peer.floats else bytes_).permute(0, 2, 3, 1).contiguous()]
@@ -55,8 +58,14 @@ def _type_row(row: Distortion, peer: Peer, bytes_: Tensor) -> tuple[dict[str, ob
     def theirs() -> list[NDArray[np.generic]]:
         return [peer.function(image, value, random) for image, value in zip(taken, values, strict=True)]
 
-    seconds = harness.interleave({"ours": lambda: bank(floats, drawn), "peer": theirs, "copy": floats.clone}, ROUNDS)
-    ours, other, copy = (1e3 * seconds[key] / BATCH for key in ("ours", "peer", "copy"))
+    def threaded() -> None:
+        torch.set_num_threads(threads)
+        bank(floats, drawn)
+        torch.set_num_threads(1)
+
+    calls = {"ours": lambda: bank(floats, drawn), "peer": theirs, "threaded": threaded, "copy": floats.clone}
+    seconds = harness.interleave(calls, ROUNDS)
+    ours, other, in_threads, copy = (1e3 * seconds[key] / BATCH for key in calls)
     return (
         {
             "what": f"{row.name}: ms per image",
@@ -69,6 +78,7 @@ def _type_row(row: Distortion, peer: Peer, bytes_: Tensor) -> tuple[dict[str, ob
         },
         ours,
         other,
+        in_threads,
     )
 
 
@@ -131,14 +141,15 @@ def run() -> harness.Result:
     try:
         warnings.filterwarnings("ignore", message=".*negative Z values")  # of scikit-image
         bytes_ = photographs(BATCH, SIZE)
-        rows, ours, peers, direct, direct_rows = [], [], [], [], []
+        rows, ours, peers, together, direct, direct_rows = [], [], [], [], [], []
         for distortion in NATURAL:
-            row, mine, other = _type_row(distortion, PEERS[distortion.name], bytes_)
+            row, mine, other, in_threads = _type_row(distortion, PEERS[distortion.name], bytes_, threads)
             rows.append(row)
             ours.append(mine)
             peers.append(other)
+            together.append(in_threads)
             if distortion.name in DIRECT:
-                row, _, other = _type_row(distortion, DIRECT[distortion.name], bytes_)
+                row, _, other, _ = _type_row(distortion, DIRECT[distortion.name], bytes_, threads)
                 row["note"] = f"{row['note']}, its own function"
                 direct_rows.append(row)
             direct.append(other)
@@ -155,7 +166,10 @@ def run() -> harness.Result:
             "the same, peers by the library's own functions", float(np.mean(ours)), float(np.mean(direct)), BAR
         )
         plain["note"] = f"{', '.join(DIRECT)}: as a user would first write them"
-        rows = [mean, plain, *_jpeg_rows(bytes_), *rows, *direct_rows]
+        what = f"the same, ours in {threads} threads: ms per image"
+        shared = harness.compared(what, float(np.mean(together)), float(np.mean(direct)), BAR)
+        shared["note"] = "the peers in one, as they stand"
+        rows = [mean, plain, shared, *_jpeg_rows(bytes_), *rows, *direct_rows]
     finally:
         torch.set_num_threads(threads)
     notes = [
