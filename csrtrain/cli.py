@@ -443,7 +443,7 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
 
 
 def _check_heatmap_folder(options: argparse.Namespace) -> None:
-    """Refuse a folder for heat-maps among the images."""
+    """Refuse a folder for heat-maps among the images, or where nothing can be written."""
     if options.heatmap is None:
         return
     if options.heatmap.exists() and not options.heatmap.is_dir():
@@ -455,6 +455,7 @@ def _check_heatmap_folder(options: argparse.Namespace) -> None:
             f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
             "score them."
         )
+    options.heatmap.mkdir(parents=True, exist_ok=True)
 
 
 def _evaluate(args: list[str]) -> int:

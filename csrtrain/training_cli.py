@@ -231,6 +231,9 @@ class TrainingCLI(LightningCLI):
                     "summary of fit and in scores.csv of the run; csrtrain score scores other images."
                 )
         else:
+            for key in ("max_epochs", "max_steps"):
+                if config[key] == 0:
+                    raise ValueError(f"Expected trainer.{key} of 1 or more, or -1 for no end, got 0. Correct it.")
             if not any(isinstance(callback, StopOnNonFinite) for callback in callbacks):
                 callbacks.insert(0, StopOnNonFinite())  # before what measures a step
             callbacks += [RepresentationMonitor(run_dir), LabelProbe(), Narrator(run_dir, not interactive)]

@@ -105,8 +105,24 @@ def test_a_run_that_diverges_stops_and_saves_nothing(fit, tmp_path, capsys):
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
 
 
-def test_a_trial_leaves_nothing_that_binds_the_run(fit, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.max_epochs=0", "Expected trainer.max_epochs of 1 or more"),
+        ("--trainer.max_steps=0", "Expected trainer.max_steps of 1 or more"),
+        ("--model.temperature=0", "Expected temperature > 0, got 0"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_it_begins(fit, tmp_path, capsys, option, message):
+    assert fit(option) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_trial_leaves_nothing_that_binds_the_run(fit, tmp_path, capsys):
     assert fit("--trainer.fast_dev_run=true") == 0
+    out = capsys.readouterr().out
+    assert "nothing was kept" in out and "csrtrain export" not in out
     assert not (tmp_path / "run" / "config.yaml").exists() and not (tmp_path / "run" / "checkpoints").exists()
     assert fit() == 0
 

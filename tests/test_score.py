@@ -312,6 +312,14 @@ def test_maps_sum_to_the_score_in_bf16_too(folder, metric):
 def test_maps_are_not_written_among_the_images(folder, metric, capsys):
     assert run_score(folder, folder / "images", extra=("--heatmap", str(folder / "images" / "maps"))) == 2
     assert "outside of" in capsys.readouterr().err
+    assert not (folder / "images" / "maps").exists()
+
+
+def test_a_folder_that_maps_cannot_go_into_is_refused_before_the_work(folder, metric, capsys):
+    (folder / "file").write_text("")
+    assert run_score(folder, folder / "images", extra=("--heatmap", str(folder / "file" / "maps"))) == 2
+    said = capsys.readouterr().err
+    assert "file/maps" in said and len(said.strip().splitlines()) == 1 and not (folder / "s.csv").exists()
 
 
 def test_one_image_that_fails_does_not_cost_the_others(folder, metric, monkeypatch):

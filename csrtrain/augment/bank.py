@@ -63,6 +63,16 @@ class DistortionBank(nn.Module):
         self.chroma = np.array([row.chroma for row in rows])  # (T,)
         self.left_out = {t for t, row in enumerate(rows) if in_worker and row.in_worker}
 
+    def check_count(self, count: int) -> None:
+        """Raise a ValueError unless so many distortions of one sample can be drawn."""
+        kinds = len(self.rows)
+        most = 1 if self.left_out else min(kinds, _MOST)  # a loader's worker is done before the device begins
+        if not 1 <= count <= most:
+            raise ValueError(
+                f"Expected {'1' if most == 1 else f'1 to {most}'} for model.max_distortions with "
+                f"{'jpeg2000' if self.left_out else f'{kinds} type(s)'}, got {count}. Correct the config."
+            )
+
     def draw(
         self,
         seed: int,
@@ -90,13 +100,8 @@ class DistortionBank(nn.Module):
             per_class: so many pristine images in a row get the same types and levels, each its own noise.
             authentic_parts: authentic positions among every `draws.PARTS`, which do not count as in a row.
         """
+        self.check_count(count)
         kinds = len(self.rows)
-        most = 1 if self.left_out else min(kinds, _MOST)  # a loader's worker is done before the device begins
-        if not 1 <= count <= most:
-            raise ValueError(
-                f"Expected {'1' if most == 1 else f'1 to {most}'} for model.max_distortions with "
-                f"{'jpeg2000' if self.left_out else f'{kinds} type(s)'}, got {count}. Correct the config."
-            )
         classes = positions if per_class == 1 else draws.pristine_rank(positions, authentic_parts) // per_class
         u = draws.uniform(seed, epoch, classes, draws.DISTORTION_STREAM, 2 + kinds + count)
         distorted = ~authentic & (u[:, 0] >= 1 / (1 + LEVELS * kinds))

@@ -60,6 +60,7 @@ class TwoScaleViews(nn.Module):
         super().__init__()
         if 2 * size < SMALLEST:
             raise ValueError(f"Expected views of at least {SMALLEST // 2} px, got {size}. Raise model.size.")
+        bank.check_count(count)
         self.bank = bank
         self.size = size
         self.spaces: tuple[int, ...] = {1: SPACES_OF_GREY, 3: SPACES_OF_COLOR}.get(channels, ()) if color_spaces else ()

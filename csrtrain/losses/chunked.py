@@ -37,14 +37,19 @@ def first_derivative(gradient: Tensor, outer: Tensor) -> Tensor:
     return gradient * outer
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError unless it is positive."""
+    if not temperature > 0:
+        raise ValueError(f"Expected temperature > 0, got {temperature}. Correct model.temperature.")
+
+
 def check(temperature: float, **tensors: Tensor) -> None:
     """Shapes and temperature of a contrastive loss.
 
     Raises:
         ValueError: a tensor is not (rows, d) with the d of the others, or the temperature is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"Expected temperature > 0, got {temperature}. Correct model.temperature.")
+    check_temperature(temperature)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({shape[-1] for shape in shapes.values()}) != 1:
         raise ValueError(f"Expected projections (rows, d) with one d, got {shapes}. Pass the heads' outputs.")

@@ -19,6 +19,7 @@ from csrtrain.augment.distort import rows_for
 from csrtrain.augment.settings import SETTINGS, Modality
 from csrtrain.augment.two_scales import TwoScaleViews
 from csrtrain.batches import ImageBatch, LabelledBatch, ViewBatch
+from csrtrain.losses.chunked import check_temperature
 from csrtrain.losses.distortion_contrast import distortion_contrast
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.heads import simclr_head
@@ -87,6 +88,7 @@ class CONTRIQUE(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         rows = rows_for(modality, channels, distortions, jpeg2000)
         bank = DistortionBank(rows, in_worker=True, compiled=size >= COMPILED_FROM)
         flip = SETTINGS[modality].flip_columns.chance

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csrtrain import distributed, draws
 from csrtrain.augment.views import Modality, ViewPipeline, Views
 from csrtrain.batches import ImageBatch, LabelledBatch, ViewBatch
+from csrtrain.losses.chunked import check_temperature
 from csrtrain.losses.info_nce import info_nce
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.heads import moco_head
@@ -67,6 +68,7 @@ class MoCo(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         if not 0 <= momentum < 1:
             raise ValueError(f"Expected model.momentum in [0, 1), got {momentum}. Correct the config.")
         self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)

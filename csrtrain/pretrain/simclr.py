@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from csrtrain import distributed, draws
 from csrtrain.augment.views import Modality, ViewPipeline, Views
 from csrtrain.batches import ImageBatch, LabelledBatch, ViewBatch
+from csrtrain.losses.chunked import check_temperature
 from csrtrain.losses.nt_xent import nt_xent
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.heads import simclr_head
@@ -56,6 +57,7 @@ class SimCLR(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         self.views: ViewPipeline = Views(modality, size, channels) if views is None else cast(ViewPipeline, views)
         self.backbone = Backbone(backbone, channels=channels, weights=weights)
         width = self.backbone.representation_dim

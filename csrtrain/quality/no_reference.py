@@ -187,7 +187,8 @@ class NoReference(LightningModule):
         count = int((splits == "train").sum())
         self.summary = [
             f"Fitted {self.metric.head.in_features} weights to {count} ratings ({scale.name}, {scale.low:g} to "
-            f"{scale.high:g}) of {len(np.unique(groups[splits == 'train']))} groups; alpha {alpha:.3g}."
+            f"{scale.high:g}) of {len(np.unique(groups[splits == 'train']))} groups; "
+            f"{one_pass.chosen_alpha(alpha, self.alphas)}."
         ]
         self._results = {"alpha": alpha}
         if self._left_out:

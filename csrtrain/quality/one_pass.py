@@ -24,6 +24,12 @@ from csrtrain.models.features import Contract, FrozenFeatures
 LISTED = 20  # broken images, at most
 
 
+def chosen_alpha(alpha: float, alphas: tuple[float, ...]) -> str:
+    """The strength that was chosen, in words; at an end of the grid a better one may lie beyond."""
+    end = {min(alphas): "smallest", max(alphas): "largest"}.get(alpha) if len(alphas) > 1 else None
+    return f"alpha {alpha:.3g}" + (f", the {end} of model.alphas: try others beyond it" if end else "")
+
+
 def open_backbone(name: str, channels: int, weights: str) -> Backbone:
     """A backbone by bundle path, or by timm name with channels and weights."""
     return bundle.load_backbone(name) if name.endswith(".safetensors") else Backbone(name, channels, weights)

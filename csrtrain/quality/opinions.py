@@ -104,7 +104,8 @@ def fit(
     predicted = predicted.clip(min=0)
     summary = [
         f"Fitted {len(weights)} weights ({int((weights != 0).sum())} not 0) to {train.sum()} ratings "
-        f"({rated.rating_name}, best {best:g}) of {len(np.unique(groups[train]))} groups; alpha {alpha:.3g}."
+        f"({rated.rating_name}, best {best:g}) of {len(np.unique(groups[train]))} groups; "
+        f"{one_pass.chosen_alpha(alpha, alphas)}."
     ]
     if found.left_out:
         summary += [f"Left out the rows of {len(found.left_out)} broken images:", *found.left_out[: one_pass.LISTED]]

@@ -257,5 +257,8 @@ class Narrator(Callback):
                 "This was a smoke run on a few sample images: the backbone is no usable metric. Train on your own with "
                 "--data.root DIR."
             )
-        lines.append(f"Keep the backbone: csrtrain export {self.run_dir} -o backbone.safetensors")
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            lines.append("A trial by trainer.fast_dev_run: nothing was kept.")
+        else:
+            lines.append(f"Keep the backbone: csrtrain export {self.run_dir} -o backbone.safetensors")
         return "\n".join(lines)

@@ -167,6 +167,13 @@ def test_every_parameter_gets_a_gradient(backbone):
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_what_cannot_train_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"Expected temperature > 0, got -1"):
+        CONTRIQUE(**SMALL, temperature=-1)
+    with pytest.raises(ValueError, match=r"Expected 1 for model.max_distortions with jpeg2000, got 2"):
+        CONTRIQUE(**SMALL, jpeg2000=True, max_distortions=2)
+
+
 @pytest.mark.parametrize("extra", [{}, {"jpeg2000": True}, {"max_distortions": 3, "continuous_level": True}])
 def test_training_runs_and_resumes_exactly(data, tmp_path, extra):
     """4 batches per epoch; stopped after the third step, in the second epoch and uninterrupted."""

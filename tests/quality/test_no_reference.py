@@ -287,6 +287,11 @@ def test_a_pass_is_one_whole_pass(rows, tmp_path, capsys, option, message):
     assert message in capsys.readouterr().err
 
 
+def test_the_summary_says_when_alpha_is_at_an_end_of_the_grid(rows, tmp_path, capsys):
+    assert fit(tmp_path, "--model.alphas=[1e-30,1e+30]") == 0
+    assert "of model.alphas: try others beyond it" in capsys.readouterr().out
+
+
 def test_all_broken_images_are_named_or_left_out(rows, tmp_path, capsys):
     for name in ("7.png", "9.png"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:200])
