@@ -57,5 +57,18 @@ def build(
     def factor(step: int) -> float:  # a function, so that a resumed run may have more steps than its checkpoint knew
         return float(cosine_warmup_schedule(min(step, steps), steps, 1.0, 0.0, int(warmup_fraction * steps), 0.0))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = _Schedule(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """The rate of a resumed run is that of its own length: a checkpoint of a finished run brings 0."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning loads the optimiser's state, with the rate in it, before."""
+        super().load_state_dict(state_dict)
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate

@@ -13,7 +13,7 @@ from csrtrain.batches import ImageBatch, ViewBatch
 from csrtrain.data.unlabeled import UnlabeledData
 from csrtrain.metrics.representation import RepresentationStatistics
 from csrtrain.pretrain import MoCo, SimCLR
-from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from csrtrain.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, newest
 
 SMALL = dict(backbone="test_resnet", channels=1, modality="mri", size=32, projection_dim=16)
 
@@ -195,6 +195,24 @@ def test_groups_that_do_not_fit_the_batch_are_refused(data, tmp_path, groups):
 def test_wrong_arguments(method, arguments, match):
     with pytest.raises(ValueError, match=match):
         method(**{**SMALL, **arguments})
+
+
+def test_a_finished_run_that_goes_on_has_the_rate_of_its_new_length(data, tmp_path):
+    """4 steps of cosine end at 0; in the same run of 8, whose last step has 0, step 4 has 0.39 of the peak."""
+    module = UnlabeledData(**data)
+    arguments = dict(**SMALL, optimizer="sgd", learning_rate=0.1, warmup_fraction=0.0)
+    trainer(tmp_path).fit(SimCLR(**arguments), datamodule=module)
+    seen = []
+
+    class Watched(SimCLR):
+        def optimizer_step(self, epoch, batch_idx, optimizer, *others, **more):
+            seen.append(optimizer.param_groups[0]["lr"])
+            super().optimizer_step(epoch, batch_idx, optimizer, *others, **more)
+
+    again = trainer(tmp_path, max_epochs=2)
+    again.fit(Watched(**arguments), datamodule=UnlabeledData(**data), ckpt_path=newest(tmp_path), weights_only=True)
+    expected = [0.05 * (1 + np.cos(np.pi * step / 7)) for step in range(4, 8)]
+    np.testing.assert_allclose(seen, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_wrong_warm_up_is_refused_before_training(data, tmp_path):
