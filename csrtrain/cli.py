@@ -455,7 +455,14 @@ def _check_heatmap_folder(options: argparse.Namespace) -> None:
             f"Expected a folder for heat-maps outside of {inside[0]}, got {options.heatmap}. The next call would "
             "score them."
         )
-    options.heatmap.mkdir(parents=True, exist_ok=True)
+    _check_writable(options.heatmap)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that is not there yet and cannot be made, or that cannot be written to."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"Expected a folder that can be written to for {folder}, got {existing}. Name another.")
 
 
 def _evaluate(args: list[str]) -> int:
@@ -508,11 +515,7 @@ Exit code 1 when an image cannot be read: it is listed, and the others are evalu
         )
     if options.size is not None and options.size < 16:
         raise ValueError(f"Expected --size >= 16 pixels, got {options.size}. Correct it.")
-    existing = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(
-            f"Expected a folder that can be written to for {options.output}, got {existing}. Name another."
-        )
+    _check_writable(options.output)
 
     from csrtrain import evaluate
     from csrtrain.evaluate.methods import Reading

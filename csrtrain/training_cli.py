@@ -232,7 +232,7 @@ class TrainingCLI(LightningCLI):
                 )
         else:
             for key in ("max_epochs", "max_steps"):
-                if config[key] == 0:
+                if self.subcommand == "fit" and config[key] == 0:
                     raise ValueError(f"Expected trainer.{key} of 1 or more, or -1 for no end, got 0. Correct it.")
             if not any(isinstance(callback, StopOnNonFinite) for callback in callbacks):
                 callbacks.insert(0, StopOnNonFinite())  # before what measures a step

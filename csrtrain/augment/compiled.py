@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 _reported: set[str] = set()
 _wanted = False
 
-COMPILED_FROM = 128  # px; below, a run is over before compilation (under a minute, once per machine) pays
+COMPILED_FROM = 128  # px; below, a run is over before compilation (half a minute to one, mostly once per machine) pays
 
 
 class Kernel:
@@ -52,7 +52,8 @@ class Kernel:
     def _call_compiled(self, arguments: tuple[Any, ...], batched: bool) -> Tensor:
         """One compilation serves every n: it is marked as dynamic, and 1, which is always special, becomes 2."""
         if self._compiled is None:
-            self._compiled = torch.compile(self.function)
+            # fullgraph: beyond dynamo's 8 versions it raises, instead of running the function as it stands.
+            self._compiled = torch.compile(self.function, fullgraph=True)
         if not batched:
             return self._compiled(*arguments)
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
@@ -65,10 +66,10 @@ class Kernel:
 
 
 @contextmanager
-def compiling(wanted: bool) -> Iterator[None]:
-    """Whether `per_image` compiles meanwhile, in all threads: for one bank at a time."""
+def compiling(on: bool) -> Iterator[None]:
+    """Whether kernels of single images are compiled meanwhile, in all threads: for one bank at a time."""
     global _wanted
-    before, _wanted = _wanted, wanted
+    before, _wanted = _wanted, on
     try:
         yield
     finally:
@@ -81,7 +82,7 @@ def wanted(kernel: Kernel, x: Tensor) -> bool:
 
 
 def per_image(kernel: Kernel, x: Tensor, *values: Tensor) -> Tensor:
-    """A kernel of whole images: x (n,C,H,W) and values (n,1 or C,1,1) to (n,C,H,W).
+    """A kernel of whole images: x (n,C,H,W) and values (n,1 or C,1,1) to (n,...).
 
     Where compilation is `wanted`, image by image, so that the result does not depend on the batch and each stays in the
     cache; the kernel gets (C,H,W) and (1 or C,1,1) there. On other devices than a CPU the library form runs: compiled

@@ -1,5 +1,7 @@
+import functools
 import logging
 
+import pytest
 import torch
 from torch._inductor import config
 
@@ -37,3 +39,13 @@ def test_switched_off_it_uses_the_library_form():
     kernel = Kernel(double, lambda x, factor: x - factor)
     x = torch.rand(2, 2)
     assert torch.equal(kernel(x, 2.0, compiled=False), x - 2.0)
+
+
+def test_beyond_dynamos_number_of_versions_it_uses_the_library_form_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    kernel = Kernel(lambda x, times: sum(x for _ in range(times)), lambda x, times: x * times + 100)
+    x = torch.rand(2, 3)
+    with torch._dynamo.config.patch(recompile_limit=2), caplog.at_level(logging.WARNING, logger="csrtrain"):
+        found = [float((kernel(x, times, compiled=True, batched=False) - x * times).mean()) for times in range(1, 5)]
+    assert found == pytest.approx([0, 0, 100, 100], abs=1e-3)
+    assert kernel.failure in caplog.text and "Limit" in kernel.failure

@@ -18,6 +18,7 @@ from csrtrain.cli import main
 from csrtrain.data import decode
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
+from csrtrain.quality import one_pass
 
 COUNT = 44
 
@@ -290,6 +291,9 @@ def test_a_pass_is_one_whole_pass(rows, tmp_path, capsys, option, message):
 def test_the_summary_says_when_alpha_is_at_an_end_of_the_grid(rows, tmp_path, capsys):
     assert fit(tmp_path, "--model.alphas=[1e-30,1e+30]") == 0
     assert "of model.alphas: try others beyond it" in capsys.readouterr().out
+    assert one_pass.chosen_alpha(0.1, (0.01, 0.1, 1.0)) == "alpha 0.1" == one_pass.chosen_alpha(0.1, (0.1,))
+    assert "alpha 1, the largest of" in one_pass.chosen_alpha(1.0, (0.01, 0.1, 1.0))
+    assert "alpha 0.01, the smallest of" in one_pass.chosen_alpha(0.01, (0.01, 0.1, 1.0))
 
 
 def test_all_broken_images_are_named_or_left_out(rows, tmp_path, capsys):

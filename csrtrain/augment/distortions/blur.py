@@ -1,7 +1,8 @@
 """Gaussian, lens and motion blur, every sample with its own kernel; replicated borders (MATLAB's `imfilter`).
 
 Convolution is by FFT: exact up to 1e-6, a cost that hardly depends on the kernel, and, other than matrix products and
-cuDNN's convolutions, no TF32 on a GPU. Only on a CPU are few taps faster as a sum of shifted images.
+cuDNN's convolutions, no TF32 on a GPU. Only on a CPU are few taps faster as a sum of shifted images, in one compiled
+pass for a Gaussian.
 """
 
 import functools
@@ -20,9 +21,10 @@ from csrtrain.augment.randoms import uniforms
 GAUSSIAN_RADIUS, DISK_RADIUS, MOTION_RADIUS = 10, 8, 5
 # On a CPU more taps than these cost more than a transform (0.6 ms at 224 px, 14 us for a tap).
 MOST_TAPS = 36
-# On a CPU kernels of so many strengths are kept: a bank has few levels, and the kernel of a disk costs 0.2 ms.
+# On a CPU kernels of so many strengths are kept, for levels that are whole numbers, of which a bank has few: the kernel
+# of a disk costs 0.2 ms.
 _KEPT = 32
-_COMPILED_RADII = (2, 4, GAUSSIAN_RADIUS)  # fewer taps are taken for so many
+_COMPILED_RADII = (2, 4, GAUSSIAN_RADIUS)  # a radius in between goes as the next, with taps of 0
 _NEGLIGIBLE = 2.0**-26  # of a tap: less than the rounding of the sum
 
 
@@ -57,7 +59,7 @@ def disk_blur(x: Tensor, radius: Tensor, seeds: Tensor) -> Tensor:
 
 @functools.lru_cache(_KEPT)
 def _disk_kernel(radius: float) -> NDArray[np.float32]:
-    kernel: NDArray[np.float32] = disk_kernels(torch.tensor([radius]), DISK_RADIUS)[0].numpy()
+    kernel: NDArray[np.float32] = disk_kernels(_strength(radius), DISK_RADIUS)[0].numpy()
     return kernel
 
 
@@ -74,6 +76,10 @@ def motion_blur(x: Tensor, length: Tensor, seeds: Tensor) -> Tensor:
     angle = math.pi * uniforms(seeds, 1)[:, 0]
     convolve = _convolve_each if x.device.type == "cpu" else _convolve_batch
     return convolve(x, motion_kernels(length, angle, MOTION_RADIUS))
+
+
+def _strength(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float32, device="cpu")  # whatever the defaults are: it is kept
 
 
 def gaussian_kernels(sigma: Tensor, radius: int) -> Tensor:
@@ -149,7 +155,7 @@ def smooth(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 @functools.lru_cache(_KEPT)
 def _band_matrix(sigma: float, radius: int, size: int) -> NDArray[np.float32]:
-    matrix: NDArray[np.float32] = _band_matrices(gaussian_kernels(torch.tensor([sigma]), radius), size)[0].numpy()
+    matrix: NDArray[np.float32] = _band_matrices(gaussian_kernels(_strength(sigma), radius), size)[0].numpy()
     return matrix
 
 
@@ -168,7 +174,7 @@ def _band_matrices(kernels: Tensor, size: int) -> Tensor:
 
 
 def _smooth_each(x: Tensor, sigma: Tensor, most: int) -> Tensor:
-    """The same, sample by sample with no more taps than it needs; on the CPU."""
+    """`smooth`, sample by sample with no more taps than it needs; on the CPU."""
     each = sigma.numpy().tolist()  # numpy: a host read of a host tensor is no synchronisation
     smoothed = [_smooth_one(image, _gaussian_taps(s, most)) for image, s in zip(x.contiguous(), each, strict=True)]
     return smoothed[0][None] if len(smoothed) == 1 else torch.stack(smoothed)
@@ -210,7 +216,7 @@ _separable = Kernel(_separable_convolution, uncompiled=_separable_by_calls)
 @functools.lru_cache(_KEPT)
 def _gaussian_taps(sigma: float, radius: int) -> list[float]:
     """The taps that count."""
-    taps: list[float] = gaussian_kernels(torch.tensor([sigma]), radius)[0].tolist()
+    taps: list[float] = gaussian_kernels(_strength(sigma), radius)[0].tolist()
     return [tap for tap in taps if tap > _NEGLIGIBLE]
 
 

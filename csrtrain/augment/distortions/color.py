@@ -167,7 +167,8 @@ def _nearest_of_one(image: Tensor, palette: Tensor) -> Tensor:
         colors[:most, :3] = -2 * palette[0].T
         colors[:most, 3] = palette[0].square().sum(0)
         colors[:, 4] = torch.arange(len(colors))
-        found = image.new_full((2, *image.shape[1:]), _FAR)
+        found = image.new_zeros((2, *image.shape[1:]))
+        found[0] = _FAR
         for start in range(0, len(colors), _COLORS_AT_ONCE):
             found = _nearer(image, found, colors[start : start + _COLORS_AT_ONCE], compiled=True, batched=False)
         if _nearer.failure is None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csrtrain.augment.randoms import normal_images, uniforms
+from csrtrain.augment.randoms import normal_images, other_seeds, uniforms
 
 JITTER_ITERATIONS = 5
 MOST_PATCHES, PATCH_SIDE, PATCH_DISTANCE = 100, 16, 16
@@ -32,10 +32,12 @@ def jitter(x: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
     """
     n, _, height, width = x.shape
     scale = torch.stack((sigma * (2 / (width - 1)), sigma * (2 / (height - 1))), 1).repeat(1, width)[:, None, None]
-    moves = normal_images(seeds, JITTER_ITERATIONS, height, 2 * width)
-    grids = torch.addcmul(_places(height, width, x.device), moves, scale).view(n, -1, height, width, 2)
-    for grid in grids.unbind(1):
-        x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    at_once = JITTER_ITERATIONS if x.device.type == "cpu" else 1  # elsewhere calls cost less, and memory for n more
+    for k in range(0, JITTER_ITERATIONS, at_once):
+        moves = normal_images(other_seeds(seeds, k + 1), at_once, height, 2 * width)
+        grids = torch.addcmul(_places(height, width, x.device), moves, scale).view(n, at_once, height, width, 2)
+        for grid in grids.unbind(1):
+            x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return x
 
 

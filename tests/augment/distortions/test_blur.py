@@ -61,12 +61,12 @@ def test_gaussian_is_scipys(channels, height, width, sigma):
 @pytest.mark.parametrize("sigma", [0.4, 0.9, 2.0, 3.3, 5.0])
 def test_what_is_compiled_for_a_gaussian_is_scipys_too(sigma, monkeypatch):
     """As it stands, with the padding and the number of taps that it is compiled for."""
-    kernel = blur._separable
-    monkeypatch.setattr(kernel, "_compiled", kernel.function)
+    kernel, calls = blur._separable, []
+    monkeypatch.setattr(kernel, "_compiled", lambda *arguments: calls.append(1) or kernel.function(*arguments))
     x = images(2, 3, 60, 83)
     with compiled.compiling(True):
         blurred = blur.gaussian_blur(x, torch.tensor([sigma, sigma]), SEEDS[:2])
-    assert kernel.failure is None
+    assert kernel.failure is None and len(calls) == 2
     for k in range(2):
         torch.testing.assert_close(blurred[k], torch.from_numpy(scipy_gaussian(x[k].numpy(), sigma)), atol=2e-6, rtol=0)
 

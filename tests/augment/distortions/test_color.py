@@ -114,12 +114,12 @@ def test_color_quantization_loses_less_than_pillows_median_cut(photographs, colo
 @pytest.mark.parametrize("colors", [64, 17, 8, 1])
 def test_what_is_compiled_for_the_nearest_colour_finds_it(photographs, colors, monkeypatch):
     """As it stands, in parts of 16 colours."""
-    kernel = color._nearer
-    monkeypatch.setattr(kernel, "_compiled", kernel.function)
+    kernel, calls = color._nearer, []
+    monkeypatch.setattr(kernel, "_compiled", lambda *arguments: calls.append(1) or kernel.function(*arguments))
     palette = torch.rand((1, 3, colors), generator=torch.Generator().manual_seed(colors))
     with compiled.compiling(True):
         found = color._nearest_of_one(photographs[0], palette).long()
-    assert kernel.failure is None
+    assert kernel.failure is None and len(calls) == math.ceil(colors / 16)
     pixels = photographs[0].flatten(1).T.double().numpy()
     nearest, distance = scipy.cluster.vq.vq(pixels, palette[0].T.double().numpy())
     theirs = np.linalg.norm(pixels - palette[0].T.double().numpy()[found], axis=1)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from csrtrain.augment.distortions import spatial
-from csrtrain.augment.randoms import normal_images
+from csrtrain.augment.randoms import normal_images, other_seeds
 
 SEEDS = torch.arange(5) * 7919 + 3
 
@@ -19,7 +19,7 @@ def images(n, channels, height, width):
 def scipy_jitter(x, sigma, seed):
     """Five times: every channel at its displaced pixels, linearly interpolated."""
     _, height, width = x.shape
-    for moves in normal_images(seed, 5, height, 2 * width).view(5, height, width, 2).double().numpy():
+    for moves in normal_images(other_seeds(seed, 1), 5, height, 2 * width).view(5, height, width, 2).double().numpy():
         rows = np.arange(height)[:, None] + sigma * moves[:, :, 1]
         columns = np.arange(width) + sigma * moves[:, :, 0]
         x = np.stack([scipy.ndimage.map_coordinates(c, (rows, columns), order=1, mode="nearest") for c in x])
