@@ -125,6 +125,7 @@ def main() -> None:
     """All bundles beside the controls."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE")
+    parser.add_argument("--name", default="material_2afc", help="of the files of results")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     root = harness.data_root() / "material_2afc"
@@ -175,7 +176,9 @@ def main() -> None:
     ]
     title = "Similarity of materials: distances beside people's choices"
     command = "CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write"
-    result = harness.Result("material_2afc", title, rows, notes, ("torch", "timm", "scikit-image"), command)
+    if options.name != "material_2afc":
+        command += f" --name {options.name}"
+    result = harness.Result(options.name, title, rows, notes, ("torch", "timm", "scikit-image"), command)
     result.show(options.write)
 
 
