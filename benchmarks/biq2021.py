@@ -110,7 +110,7 @@ def train(method: str, root: Path, runs: Path, length: list[str], name: str, oth
 def representations(backbone: Backbone, paths: list[Path], contract: Contract) -> Array:
     """(N,F) features of full and half scale of whole images; neighbours of one size go together."""
     model, found = FrozenFeatures([backbone], [contract]).folded(), []
-    images = (decode.to_channels(decode.read(str(path)), 3) for path in track(paths, "Features"))
+    images = (decode.to_channels(decode.read(str(path)), backbone.channels) for path in track(paths, "Features"))
     for _, alike in itertools.groupby(images, key=lambda image: image.shape):
         while batch := list(itertools.islice(alike, BATCH)):
             with torch.autocast("cpu", dtype=torch.bfloat16):
