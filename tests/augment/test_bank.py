@@ -363,7 +363,7 @@ def test_compiled_the_bank_does_the_same_in_any_batch(real, channels):
 
 @pytest.mark.parametrize("channels", (1, 3))
 def test_without_a_compiler_the_bank_does_the_same(real, channels, monkeypatch):
-    def no_compiler(function):
+    def no_compiler(function, **options):
         raise RuntimeError("Expected a compiler, got none.")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
