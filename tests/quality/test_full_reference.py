@@ -108,6 +108,24 @@ def test_the_fit_does_not_depend_on_the_size_of_the_differences_and_leaves_the_g
         fit_to_choices(0 * differences, pairs, judge)
 
 
+def test_twenty_thousand_triplets_are_enough_for_channels_a_thousand_times_smaller_than_others():
+    generator = torch.Generator().manual_seed(4)
+    sizes = torch.logspace(0, -3, 64)
+    differences = torch.rand(600, 64, generator=generator) * sizes
+    people = torch.where(torch.arange(64) % 2 == 1, 1 / sizes, 0.0)  # look at every second channel, alike
+    seen = torch.randint(0, 400, (20_000, 2), generator=generator)
+    fresh = torch.randint(400, 600, (5_000, 2), generator=generator)
+
+    def chosen(weights, pairs):
+        d0, d1 = (differences @ weights)[pairs].T
+        return (d1 < d0).double()
+
+    weights = fit_to_choices(differences, seen, chosen(people, seen))
+    agreement = (chosen(weights, fresh) == chosen(people, fresh)).float().mean()
+    all_alike = (chosen(torch.ones(64), fresh) == chosen(people, fresh)).float().mean()
+    assert all_alike < 0.7 and agreement > 0.95
+
+
 def test_the_weights_follow_what_people_chose(triplets, tmp_path, capsys):
     assert fit(tmp_path, "--model.learning_rate=0.02", "--model.epochs=100") == 0
     said = capsys.readouterr().out
@@ -155,8 +173,9 @@ def test_a_complete_run_says_so_and_refuses_other_triplets_and_other_weights(
 
 def test_bf16_gives_nearly_the_same(triplets, tmp_path):
     """Rounding of 8 bits moves a distance by about 1 %: an answer changes only where two are nearly equal."""
-    assert fit(tmp_path, "--model.folds=0", run="a") == 0
-    assert fit(tmp_path, "--model.folds=0", "--trainer.precision=bf16-mixed", run="b") == 0
+    options = ["--model.folds=0", "--model.learning_rate=0.001"]  # few triplets: Adam's steps follow rounding errors
+    assert fit(tmp_path, *options, run="a") == 0
+    assert fit(tmp_path, *options, "--trainer.precision=bf16-mixed", run="b") == 0
     one, two = exported(tmp_path, "a"), exported(tmp_path, "b")
     torch.testing.assert_close(one.all_weights, two.all_weights, rtol=0, atol=float(0.05 * one.all_weights.max()))
     for name in ("test/two_afc", "test/two_afc_uncalibrated"):
