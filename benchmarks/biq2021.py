@@ -1,6 +1,9 @@
 """Scores of real photographs from frozen backbones that saw no rating, beside the controls, on BIQ2021.
 
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs 44 --runs RUNS
+    CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --epochs -1 --name contrique128 --runs RUNS \\
+        --option=--trainer.max_steps=3600 --option=--model.size=128 --option=--data.load_size=256 \\
+        --option=--data.authentic_fraction=0.25 --option=--seed_everything=1
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method simclr --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 train --method moco --epochs 25 --runs RUNS
     CSRTRAIN_DATA=DIR python -m benchmarks.biq2021 evaluate NAME=BUNDLE ... --write
