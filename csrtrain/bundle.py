@@ -6,6 +6,7 @@ patient data: nothing in it is run, and it can be shared. The same content gives
 
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from csrtrain.files import shown, write_atomically
-from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_use, read_header
+from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_scales, check_use, read_header
 from csrtrain.models import weights
 from csrtrain.models.backbone import PREFIX, Backbone, check_tensors, checked_arguments
 from csrtrain.models.difference import DifferenceMetric
@@ -119,7 +120,8 @@ def described_distance(
 ) -> dict[str, Any]:
     """The header of a distance, as plain data; `fitted_to`: see `DistanceHeader`."""
     if isinstance(metric, FullReferenceMetric):
-        backbones, features = [metric.backbone], [{"stages": list(metric.stages)}]
+        backbones = [metric.backbone]
+        features = [{"stages": list(metric.stages), "scales": list(metric.scales), "half_scale_filter": "bilinear_aa"}]
     else:
         backbones = [b for b in metric.features.backbones if isinstance(b, Backbone)]
         features = [_described_contract(contract) for contract in metric.features.contracts]
@@ -285,7 +287,9 @@ def _rebuilt_distance(header: DistanceHeader, tensors: dict[str, Tensor], path: 
             (one,), (contract,) = header.backbones, header.features
             arguments = [checked_arguments({"backbone": one["arguments"]}, path)]
             backbones = [_built(arguments[0], tensors, PREFIX, path)]
-            metric = FullReferenceMetric(backbones[0], contract["stages"])
+            scales = contract.get("scales", [1.0])  # not in bundles of before
+            check_scales(scales)
+            metric = FullReferenceMetric(backbones[0], contract["stages"], scales)
         else:
             raise ValueError(f"distance of {header.distance['of']!r}")
         _filled(metric, tensors)
@@ -313,26 +317,29 @@ def _check_rebuilt(
         _check_normalisation(backbone, one, path)
 
 
-def export_distance(source: str | Path, output: str | Path, stages: list[int] | None = None) -> DistanceHeader:
+def export_distance(
+    source: str | Path, output: str | Path, stages: list[int] | None = None, scales: Sequence[float] = (1.0,)
+) -> DistanceHeader:
     """Make a full-reference distance with all weights 1 of a backbone: CSR's metric (arXiv 2212.01577), no ratings.
 
     Args:
         source: checkpoint of a pretraining run, or the bundle of a backbone.
         output: the bundle, `.safetensors`.
         stages: of the feature maps, counted from 0; all by default.
+        scales: of the images, 1 is as they are.
 
     Returns:
         The header that was written.
 
     Raises:
-        ValueError: there is no backbone in it, or it has no such stage.
+        ValueError: there is no backbone in it, it has no such stage, or it is for no such scale.
     """
     if str(source).endswith(".safetensors"):
         backbone = load_backbone(source)
     else:
         described, tensors = _checkpoint(source)
         backbone, backbone.header = _backbone_of(described, tensors, source)
-    metric = FullReferenceMetric(backbone, stages)
+    metric = FullReferenceMetric(backbone, stages, scales)
     window = backbone.header.input["window"]
     header = DistanceHeader(**described_distance(metric, window, {"method": "CSR"}, {}))
     save(output, metric, header)

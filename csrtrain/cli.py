@@ -100,9 +100,12 @@ def _export(args: list[str]) -> int:
         help="make a full-reference distance of a backbone, without ratings: all weights 1, of these stages of its "
         "feature maps, counted from 0; default: all",
     )
+    parser.add_argument("--scales", type=float, nargs="+", help="with --distance, of the images; default: 1 alone")
     options = parser.parse_args(args)
     if options.distance is not None and options.onnx is not None:
         raise ValueError("Expected --onnx of a no-reference metric, got it with --distance. Leave one out.")
+    if options.distance is None and options.scales is not None:
+        raise ValueError("Expected --scales with --distance, got it without. Add --distance, or leave --scales out.")
 
     from csrtrain import bundle, onnx
     from csrtrain.runs import checkpoints
@@ -113,8 +116,9 @@ def _export(args: list[str]) -> int:
     if checkpoint is None:
         raise ValueError(f"Expected a run with a checkpoint, got {options.run} without one. Train it first.")
     if options.distance is not None:
-        made = bundle.export_distance(checkpoint, options.output, options.distance or None)
-        print(f"Wrote {options.output}: distance of stages {made.features[0]['stages']} of {checkpoint}.")
+        made = bundle.export_distance(checkpoint, options.output, options.distance or None, options.scales or (1.0,))
+        stages, scales = made.features[0]["stages"], made.features[0]["scales"]
+        print(f"Wrote {options.output}: distance of stages {stages} at scales {scales} of {checkpoint}.")
         return 0
     bundle.export_checkpoint(checkpoint, options.output)
     print(f"Wrote {options.output} from {checkpoint}.")

@@ -77,8 +77,9 @@ class DistanceHeader:
     Attributes:
         backbones: of each, the arguments that rebuild it and what its own bundle says of its training.
         input: channels, range of the values, and the intensity window of the images.
-        features: of each backbone what is compared: stages of the feature maps, or of representations scales, l2,
-            crops, stages (none: the representation), and the filter that makes the smaller scales.
+        features: of each backbone what is compared: stages of the feature maps and scales of the images, or of
+            representations scales, l2, crops, stages (none: the representation); and the filter that makes the smaller
+            scales.
         distance: of ("maps" or "representations"), identical (distance of an image to itself: 0), direction,
             fitted_to ("ones": nothing, all weights are 1; "2afc"; or the name of the ratings), units of the ratings
             or none.
@@ -161,12 +162,23 @@ def _check_input(said: dict[str, Any]) -> None:
         raise ValueError(f"window {window!r}")
 
 
+def check_scales(scales: Any) -> None:
+    """Scales of the image at which a backbone is used.
+
+    Raises:
+        ValueError: they are no such thing, or too many, too small or too large to compute with.
+    """
+    sound = isinstance(scales, list) and 0 < len(scales) <= MOST_SCALES
+    if not sound or not all(type(scale) in (int, float) and 1 / 16 <= scale <= 4 for scale in scales):
+        raise ValueError(f"scales {scales!r}")
+
+
 def check_use(scales: Any, l2: Any) -> None:
     """How a backbone is to be used: scales of the image, and whether representations are divided by their length.
 
     Raises:
-        ValueError: they are no such thing, or the scales are too many, too small or too large to compute with.
+        ValueError: they are no such thing, see also `check_scales`.
     """
-    sound = isinstance(scales, list) and 0 < len(scales) <= MOST_SCALES and isinstance(l2, bool)
-    if not sound or not all(type(scale) in (int, float) and 1 / 16 <= scale <= 4 for scale in scales):
-        raise ValueError(f"scales {scales!r}, l2 {l2!r}")
+    check_scales(scales)
+    if not isinstance(l2, bool):
+        raise ValueError(f"l2 {l2!r}")

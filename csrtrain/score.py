@@ -313,9 +313,9 @@ class _References:
                 self._kept[runs[k]] = [m.clone() for m in maps[runs[k]]]
         under_autocast = torch.is_autocast_enabled(y.device.type)
         if len(runs) == 1:
-            return Reference(y[:1], maps[runs[0]], under_autocast, metric.backbone)
+            return Reference(y[:1], maps[runs[0]], under_autocast, metric.backbone, metric.stages, metric.scales)
         joined = [torch.cat(stage)[where] for stage in zip(*(maps[run] for run in runs), strict=True)]
-        return Reference(y, joined, under_autocast, metric.backbone)
+        return Reference(y, joined, under_autocast, metric.backbone, metric.stages, metric.scales)
 
     def one(self, rows: Sequence[int]) -> bool:
         """Whether rows have one reference."""

@@ -366,7 +366,7 @@ def test_unknown_attribute():
 def distance(request, small):
     torch.manual_seed(1)
     if request.param == "maps":
-        made = FullReferenceMetric(small, [0, 2])
+        made = FullReferenceMetric(small, [0, 2], [1, 0.5])
         for weight in made.weights.values():
             weight.data.uniform_()
     else:
@@ -407,15 +407,33 @@ def test_a_damaged_distance_is_refused(distance, tmp_path):
 
 
 def test_a_distance_of_a_backbone_needs_no_ratings(small, saved, tmp_path):
-    header = bundle.export_distance(saved, tmp_path / "d.safetensors", [1, 2])
-    assert header.distance["fitted_to"] == "ones" and header.features == [{"stages": [1, 2]}]
+    header = bundle.export_distance(saved, tmp_path / "d.safetensors", [1, 2], [1, 0.5])
+    assert header.distance["fitted_to"] == "ones" and header.features == [
+        {"stages": [1, 2], "scales": [1.0, 0.5], "half_scale_filter": "bilinear_aa"}
+    ]
     x, y = torch.rand(2, 3, 1, 64, 64)
-    expected = FullReferenceMetric(small, [1, 2]).distance(x, y)
+    expected = FullReferenceMetric(small, [1, 2], [1, 0.5]).distance(x, y)
     torch.testing.assert_close(bundle.load_distance(tmp_path / "d.safetensors").distance(x, y), expected)
     with pytest.raises(ValueError, match="Expected the bundle of a full-reference distance, .*--distance"):
         bundle.load_distance(saved)
     with pytest.raises(ValueError, match="Expected stages in order"):
         bundle.export_distance(saved, tmp_path / "d.safetensors", [9])
+
+
+def test_distances_of_before_have_one_scale(small, tmp_path):
+    path = tmp_path / "d.safetensors"
+    save_distance(FullReferenceMetric(small), path)
+    rewrite(path, features=[{"stages": [0, 1, 2, 3, 4]}])
+    assert bundle.load_distance(path).scales == (1.0,)
+
+
+@pytest.mark.parametrize("scales", [[1e9], ["1"], [1.0] * 17, [1.0, 1.0], [], None])
+def test_scales_that_cannot_be_computed(small, tmp_path, scales):
+    path = tmp_path / "d.safetensors"
+    save_distance(FullReferenceMetric(small), path)
+    rewrite(path, features=[{"stages": [0, 1, 2, 3, 4], "scales": scales}])
+    with pytest.raises(ValueError, match="Expected the weights and header of a distance in .*d.safetensors.*scales"):
+        csrtrain.load(path)
 
 
 # Headers that lie

@@ -105,6 +105,21 @@ def test_a_run_that_diverges_stops_and_saves_nothing(fit, tmp_path, capsys):
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
 
 
+def test_a_distance_of_chosen_stages_and_scales(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    backbone = Backbone("test_resnet", 1)
+    bundle.save("b.safetensors", backbone, bundle.header_for(backbone))
+    command = ["export", "b.safetensors", "-o", "d.safetensors"]
+    assert main([*command, "--distance", "1", "3", "--scales", "1", "0.5"]) == 0
+    assert "distance of stages [1, 3] at scales [1.0, 0.5] of b.safetensors" in capsys.readouterr().out
+    made = bundle.load_distance("d.safetensors")
+    assert made.stages == (1, 3) and made.scales == (1, 0.5)
+    assert main([*command, "--scales", "0.5"]) == 2
+    assert "Expected --scales with --distance, got it without" in capsys.readouterr().err
+    assert main([*command, "--distance", "--scales", "9"]) == 2
+    assert "Expected scales from 1/16 to 4, each once, got [9.0]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

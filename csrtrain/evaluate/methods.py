@@ -220,16 +220,19 @@ def _compared(
 
 def _untrained_distance(metric: bundle.Distance, seed: int) -> tuple[str, bundle.Distance]:
     """The same backbone untrained, in the same stages of its feature maps (all, where representations are compared)."""
+    scales: tuple[float, ...] = (1.0,)
     if isinstance(metric, FullReferenceMetric):
-        backbone, stages = metric.backbone, metric.stages
+        backbone, stages, scales = metric.backbone, metric.stages, metric.scales
     else:
         first = metric.features.backbones[0]
         assert isinstance(first, Backbone)
         backbone, stages = first, tuple(range(len(first.stage_channels)))
-    control = FullReferenceMetric(_untrained(backbone, seed), stages).eval()
+    control = FullReferenceMetric(_untrained(backbone, seed), stages, scales).eval()
     control.header = metric.header
     every = stages == tuple(range(len(backbone.stage_channels)))
-    return f"untrained {backbone.name} ({'all stages' if every else f'stages {list(stages)}'})", control
+    what = "all stages" if every else f"stages {list(stages)}"
+    what += "" if scales == (1.0,) else f", scales {', '.join(f'{scale:g}' for scale in scales)}"
+    return f"untrained {backbone.name} ({what})", control
 
 
 class _Similarities:

@@ -265,9 +265,15 @@ def _cut(images: Tensor, piece: Piece, contract: Contract, scale: float) -> Tens
     x = images[:, :, piece.top : piece.bottom, piece.left : piece.right]
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     x = _at_least(x, _LEAST if contract.crops is None else round(contract.crops / scale))
-    if scale != 1:
-        x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
-    return _at_least(x, _LEAST).contiguous(memory_format=torch.channels_last)
+    return _at_least(at_scale(x, scale), _LEAST).contiguous(memory_format=torch.channels_last)
+
+
+def at_scale(x: Tensor, scale: float) -> Tensor:
+    """(B,C,H,W) floats at a scale, bilinear, antialiased; of the same type."""
+    if scale == 1:
+        return x
+    found: Tensor = F.interpolate(x.float(), scale_factor=scale, mode="bilinear", antialias=True)  # not in bf16 or fp16
+    return found.to(x.dtype)
 
 
 def _overlap(start: int, end: int, cells: int, size: int, parts: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The full-reference distance: two images compared in the feature maps of a frozen backbone."""
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csrtrain.models.backbone import Backbone, check_stages, freeze
+from csrtrain.models.features import at_scale
 from csrtrain.models.pairs import check_range, check_shapes, out_of_range
 
 _EPSILON = 1e-10  # of a squared length: a vector of zeros stays one, and has a gradient
@@ -18,15 +21,17 @@ class Reference(NamedTuple):
     """What a metric keeps of reference images, to compare many others with them.
 
     images: (B,C,H,W) as given.
-    maps: unit feature maps (B,C,h,w), one per stage.
+    maps: unit feature maps (B,C,h,w), one per stage of each scale.
     autocast: whether they were made under it; its rounding errors are as large as small distances.
-    backbone: what made the maps.
+    backbone, stages, scales: what made the maps.
     """
 
     images: Tensor
     maps: list[Tensor]
     autocast: bool
     backbone: Backbone
+    stages: tuple[int, ...]
+    scales: tuple[float, ...]
 
 
 class FullReferenceMetric(nn.Module):
@@ -36,21 +41,37 @@ class FullReferenceMetric(nn.Module):
     weighted per channel, added up, averaged over places, and added over stages: LPIPS (Zhang et al., CVPR 2018,
     eq. 1). With all weights 1 it is the metric of CSR (arXiv 2212.01577), which needs no rating. The 1e-10 that keeps a
     length from 0 stands inside the root, not behind it, so that the gradient of a vector of zeros is finite (ours).
+    So are several scales, each with weights of its own: the sum over stages is one over the stages of every scale.
 
     Args:
         backbone: is frozen.
         stages: of its `feature_maps`, counted from 0; all of them by default.
+        scales: of the images, 1/16 to 4, each once; 1 is as they are. Smaller ones are antialiased.
+
+    Raises:
+        ValueError: other stages or scales.
     """
 
-    def __init__(self, backbone: Backbone, stages: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, stages: Sequence[int] | None = None, scales: Sequence[float] = (1.0,)
+    ) -> None:
         super().__init__()
         self.header: Any = None
         """What the bundle says that `csrtrain.load` read it from (`csrtrain.headers.DistanceHeader`)."""
         known = len(backbone.stage_channels)
         self.stages = tuple(range(known) if stages is None else stages)
         check_stages(self.stages, known)
+        self.scales = tuple(float(scale) for scale in scales)
+        if not self.scales or len(set(self.scales)) < len(scales) or not all(1 / 16 <= s <= 4 for s in self.scales):
+            raise ValueError(f"Expected scales from 1/16 to 4, each once, got {list(scales)}. Name others.")
         self.backbone = freeze(backbone)
-        self.weights = nn.ParameterDict({str(k): torch.ones(backbone.stage_channels[k]) for k in self.stages})
+        self.weights = nn.ParameterDict(
+            OrderedDict(  # another mapping would be sorted by name
+                (f"{stage}_{k}" if k else str(stage), torch.ones(backbone.stage_channels[stage]))
+                for k in range(len(self.scales))
+                for stage in self.stages
+            )
+        )
         self.weights.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # a fifth faster in bf16 on a CPU
 
@@ -95,7 +116,8 @@ class FullReferenceMetric(nn.Module):
     def reference(self, y: Tensor) -> Reference:
         """What `distance` needs to know of references (B,C,H,W) in [0,1], to compare many images with them."""
         self._check("references", y)
-        return Reference(y, self._unit_maps(y), torch.is_autocast_enabled(y.device.type), self.backbone)
+        under_autocast = torch.is_autocast_enabled(y.device.type)
+        return Reference(y, self._unit_maps(y), under_autocast, self.backbone, self.stages, self.scales)
 
     def channel_differences(self, images: Tensor, left: Sequence[int], right: Sequence[int]) -> Tensor:
         """What the weights are multiplied with: `distance` is this times the weights of all stages, end to end.
@@ -105,8 +127,8 @@ class FullReferenceMetric(nn.Module):
             left, right: (P,) which of the images are compared, by their place.
 
         Returns:
-            (P,F) float32, per channel of all stages the mean over places of the squared difference of unit vectors, at
-            least 0; exactly 0 for identical images. Stage by stage, one pair at a time: memory does not grow with P.
+            (P,F) float32, per channel of all stages, scale by scale, the mean over places of the squared difference of
+            unit vectors, at least 0; exactly 0 for identical images. One pair at a time: memory does not grow with P.
 
         Raises:
             ValueError: other channels or types, or, on a CPU, values.
@@ -123,7 +145,7 @@ class FullReferenceMetric(nn.Module):
 
     @property
     def all_weights(self) -> Tensor:
-        """(F,) the weights of all stages, end to end."""
+        """(F,) the weights of all stages, end to end, scale by scale."""
         return torch.cat([weight.detach() for weight in self.weights.values()])
 
     @torch.no_grad()
@@ -152,6 +174,11 @@ class FullReferenceMetric(nn.Module):
         check_shapes(x, images)
         if reference is not None and reference.backbone is not self.backbone:
             raise ValueError("Expected a reference of this metric's backbone, got another's. Make it by `reference`.")
+        if reference is not None and (reference.stages, reference.scales) != (self.stages, self.scales):
+            raise ValueError(
+                f"Expected a reference of stages {list(self.stages)} and scales {list(self.scales)}, got "
+                f"{list(reference.stages)} and {list(reference.scales)}. Make it by `reference`."
+            )
         if reference is not None and reference.autocast != torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"Expected a reference made {'without' if reference.autocast else 'under'} autocast, as this call is, "
@@ -175,9 +202,13 @@ class FullReferenceMetric(nn.Module):
         return found
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the stages, float32."""
-        maps = self.backbone.feature_maps(images.contiguous(memory_format=torch.channels_last))
-        return [maps[stage].float() for stage in self.stages]
+        """Feature maps of the stages, scale by scale, float32."""
+        found = []
+        for scale in self.scales:
+            x = at_scale(images, scale).contiguous(memory_format=torch.channels_last)
+            maps = self.backbone.feature_maps(x)
+            found += [maps[stage].float() for stage in self.stages]
+        return found
 
     def _unit_maps(self, images: Tensor) -> list[Tensor]:
         """The same, each vector of length 1."""
@@ -190,6 +221,11 @@ class FullReferenceMetric(nn.Module):
             raise ValueError(
                 f"Expected {what} (B,{self.channels},H,W), float in [0,1], got {tuple(images.shape)} {images.dtype}. "
                 "Divide 8-bit values by 255, convert float64, and give the backbone's channels."
+            )
+        if min(images.shape[2:]) * min(self.scales) < 1:
+            raise ValueError(
+                f"Expected {what} of at least {math.ceil(1 / min(self.scales))} px a side at scale "
+                f"{min(self.scales):g}, got {images.shape[2]}x{images.shape[3]}. Give larger ones, or other scales."
             )
         check_range(what, images)
 

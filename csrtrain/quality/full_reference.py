@@ -102,12 +102,13 @@ class Preference(LightningModule):
 
     Memory: a float32 per distinct pair and channel, on each rank, and as much again while they are put together. The
     train set of BAPPS (151,400 triplets, 302,800 pairs) needs 1.2 GB with the 1,024 channels of a ResNet-18, 4.7 GB
-    with the 3,904 of a ResNet-50; `stages` takes less.
+    with the 3,904 of a ResNet-50; `stages` takes less, each further of `scales` as much again.
 
     Args:
         backbone: bundle path or timm name.
         channels: of the images, for timm names; bundles know theirs.
         stages: of the feature maps, counted from 0; all by default.
+        scales: of the images, each with weights of its own; 1 alone by default.
         epochs, batch_size, learning_rate: see `fit_to_choices`.
         folds: of whole groups inside train, for a result on held-out train rows; 0 leaves it out.
         weights: of a timm name: `none` (untrained), a path, or `imagenet` (from a local cache).
@@ -118,6 +119,7 @@ class Preference(LightningModule):
         backbone: str,
         channels: int = 3,
         stages: list[int] | None = None,
+        scales: list[float] | None = None,
         epochs: int = 10,
         batch_size: int = 50,
         learning_rate: float = 1e-2,
@@ -133,7 +135,7 @@ class Preference(LightningModule):
             )
         opened = one_pass.open_backbone(backbone, channels, weights)
         self.window = one_pass.common_window([opened])
-        self.metric = FullReferenceMetric(opened, stages)
+        self.metric = FullReferenceMetric(opened, stages, (1.0,) if scales is None else scales)
         self.metric.weights.requires_grad_(True)
         self.epochs = epochs
         self.batch_size = batch_size
@@ -283,6 +285,7 @@ class Opinion(LightningModule):
         backbone: bundle path or timm name.
         channels: of the images, for timm names; bundles know theirs.
         stages: of the feature maps, counted from 0; all by default.
+        scales: of the images, each with weights of its own; 1 alone by default.
         alphas: strengths to choose from.
         folds: of whole groups, inside train.
         weights: of a timm name: `none` (untrained), a path, or `imagenet` (from a local cache).
@@ -293,6 +296,7 @@ class Opinion(LightningModule):
         backbone: str,
         channels: int = 3,
         stages: list[int] | None = None,
+        scales: list[float] | None = None,
         alphas: list[float] | None = None,
         folds: int = 5,
         weights: str = "none",
@@ -303,7 +307,7 @@ class Opinion(LightningModule):
             raise ValueError(f"Expected model.folds >= 2, got {folds}. Correct the config.")
         opened = one_pass.open_backbone(backbone, channels, weights)
         self.window = one_pass.common_window([opened])
-        self.metric = FullReferenceMetric(opened, stages)
+        self.metric = FullReferenceMetric(opened, stages, (1.0,) if scales is None else scales)
         self.metric.weights.requires_grad_(True)
         self.alphas = tuple(alphas or nonnegative.ALPHAS)
         self.folds = folds

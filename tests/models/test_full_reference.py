@@ -46,6 +46,34 @@ def test_distance_equals_a_literal_one(metric, pairs):
         torch.testing.assert_close(m.distance(*pairs).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scales", [(0.5,), (1, 0.5), (0.5, 2, 1)])
+def test_several_scales_are_distances_of_resized_images_added_up(metric, pairs, scales):
+    several = FullReferenceMetric(metric.backbone, [1, 3], scales)
+    several.set_weights(torch.rand(len(several.all_weights), generator=torch.Generator().manual_seed(0)))
+    expected, parts = 0, several.all_weights.chunk(len(scales))
+    for scale, weights in zip(scales, parts, strict=True):
+        one = FullReferenceMetric(metric.backbone, [1, 3])
+        one.set_weights(weights)
+        size = [round(scale * side) for side in pairs[0].shape[2:]]
+        x, y = (nn.functional.interpolate(image, size, mode="bilinear", antialias=True) for image in pairs)
+        expected = expected + one.distance(x, y)
+    torch.testing.assert_close(several.distance(*pairs), expected)
+    torch.testing.assert_close(several.distance(pairs[0], several.reference(pairs[1])), expected)
+    torch.testing.assert_close(several.distance_map(*pairs).shape, (4, 72, 64))
+    found = several.channel_differences(torch.cat(pairs), [0, 1, 2, 3], [4, 5, 6, 7])
+    torch.testing.assert_close(found @ several.all_weights, expected, rtol=1e-5, atol=1e-7)
+    assert bool((several.distance(pairs[0], pairs[0]) == 0).all())
+
+
+def test_half_scale_has_a_gradient_of_its_own(metric, pairs):
+    x = pairs[0].clone().requires_grad_()
+    half = FullReferenceMetric(metric.backbone, scales=[0.5])
+    (gradient,) = torch.autograd.grad(half.distance(x, pairs[1]).sum(), x)
+    assert gradient.abs().max() > 1e-7
+    step = 1e-2 * gradient.sign()
+    assert bool((half.distance(pairs[0] - step, pairs[1]) < half.distance(*pairs)).all())
+
+
 class Trunk(nn.Module):
     """The trunk of the lpips package as a backbone: [0,1] instead of [-1,1]."""
 
@@ -139,7 +167,9 @@ def test_weights_belong_to_their_stages(metric):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_types_of_numbers(metric, pairs, dtype):
+@pytest.mark.parametrize("scales", [[1], [1, 0.5]])
+def test_other_types_of_numbers(metric, pairs, dtype, scales):
+    metric = FullReferenceMetric(metric.backbone, scales=scales)
     x, y = (image.to(dtype) for image in pairs)
     if dtype == torch.float64:
         with pytest.raises(ValueError, match="convert float64"):
@@ -149,7 +179,10 @@ def test_other_types_of_numbers(metric, pairs, dtype):
         torch.testing.assert_close(distance, metric.distance(*pairs), rtol=0.1, atol=0)
 
 
-def test_can_be_exported(metric, pairs):
+@pytest.mark.parametrize("scales", [[1], [1, 0.5]])
+def test_can_be_exported(metric, pairs, scales):
+    metric = FullReferenceMetric(metric.backbone, scales=scales)
+
     class Distance(nn.Module):
         def __init__(self):
             super().__init__()
@@ -190,6 +223,13 @@ def test_a_reference_of_another_backbone_is_refused(metric, pairs):
     other = FullReferenceMetric(Backbone("test_resnet"))
     with pytest.raises(ValueError, match="Expected a reference of this metric's backbone, got another's"):
         metric.distance(x, other.reference(y))
+
+
+@pytest.mark.parametrize(("stages", "scales"), [([0], [1]), (None, [0.5]), (None, [1, 0.5])])
+def test_a_reference_of_other_stages_or_scales_is_refused(metric, pairs, stages, scales):
+    other = FullReferenceMetric(metric.backbone, stages, scales)
+    with pytest.raises(ValueError, match=r"Expected a reference of stages .* and scales \[1.0\], got"):
+        metric.distance(pairs[0], other.reference(pairs[1]))
 
 
 def test_a_reference_of_another_precision_is_refused(metric, pairs):
@@ -243,6 +283,19 @@ def test_wrong_pairs_are_refused(metric, pairs, change, message):
 def test_wrong_stages(stages):
     with pytest.raises(ValueError, match="Expected stages in order from 0 to 4, got"):
         FullReferenceMetric(Backbone("test_resnet"), stages)
+
+
+@pytest.mark.parametrize("scales", [[], [1, 1], [0.01], [5], [float("nan")]])
+def test_wrong_scales(scales):
+    with pytest.raises(ValueError, match="Expected scales from 1/16 to 4, each once, got"):
+        FullReferenceMetric(Backbone("test_resnet"), scales=scales)
+
+
+def test_images_of_no_pixel_at_a_scale_are_refused(metric):
+    half = FullReferenceMetric(metric.backbone, scales=[1, 0.5])
+    x, y = torch.rand(2, 1, 3, 1, 40)
+    with pytest.raises(ValueError, match="Expected images of at least 2 px a side at scale 0.5, got 1x40"):
+        half.distance(x, y)
 
 
 def test_distances_are_channel_differences_times_weights(metric, pairs):

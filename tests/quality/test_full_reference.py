@@ -156,6 +156,20 @@ def test_the_weights_follow_what_people_chose(triplets, tmp_path, capsys):
     assert all(torch.equal(value, found.backbone.state_dict()[name]) for name, value in before.items())
 
 
+def test_half_scale_beside_full(triplets, tmp_path, capsys):
+    assert fit(tmp_path, "--model.scales=[1.0,0.5]", "--model.stages=[0,2]", "--model.folds=0") == 0
+    found = exported(tmp_path)
+    assert found.scales == (1, 0.5) and found.stages == (0, 2) and len(found.all_weights) == 2 * (32 + 48)
+    with (tmp_path / "run" / "scores.csv").open() as file:
+        row = next(csv.DictReader(file))
+    distance = found.distance(image(tmp_path / triplets[0]["p0"]), image(tmp_path / triplets[0]["reference"]))
+    assert float(distance) == pytest.approx(float(row["d0"]), rel=1e-4)
+    assert fit(tmp_path, "--model.scales=[1.0,0.5,0.5]", run="other") == 2
+    assert "Expected scales from 1/16 to 4, each once, got [1.0, 0.5, 0.5]" in capsys.readouterr().err
+    assert fit(tmp_path, "--model.stages=[0,2]", "--model.folds=0") == 2  # the complete run is of other scales
+    assert "model.init_args.scales: [1.0, 0.5] -> None" in capsys.readouterr().err
+
+
 def test_a_complete_run_says_so_and_refuses_other_triplets_and_other_weights(
     triplets, save_bundle, write_table, tmp_path, capsys
 ):
