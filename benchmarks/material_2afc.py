@@ -3,13 +3,13 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
 
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
-drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stages (one or several), the size of
-the images (64, 128 or 256 px) and their colour (as it is, or luma alone) that agree best on the training triplets.
-Calibrated: a weight per channel, not negative, fitted to the training triplets as `csrtrain fit -c fr_2afc` does, of
-the images in colour or of luma, whichever agrees better there. Backbones of one channel get luma. Agreement: the share
-of test triplets without a tie in votes whose majority the distance follows; 2AFC: the share of votes, all test
-triplets. SSIM: of luma. Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired
-difference excludes 0.
+drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stages (one or several), the scales
+of the images (1, 1/2, 1/4; one or several) and their colour (as it is, or luma alone) that agree best on the training
+triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets as `csrtrain fit -c fr_2afc`
+does, of the images in colour or of luma, whichever agrees better there, at full scale, and at full and half scale
+(`--model.scales '[1.0, 0.5]'`). Backbones of one channel get luma. Agreement: the share of test triplets without a tie
+in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma. Intervals: 95
+%, bootstrap over references. "Beats" means that the interval of the paired difference excludes 0.
 """
 
 import argparse
@@ -29,15 +29,14 @@ from benchmarks import harness
 from csrtrain.augment.color import luma
 from csrtrain.data import decode
 from csrtrain.data.index import addresses_of
-from csrtrain.data.whole import resized
 from csrtrain.metrics.preference import two_afc
 from csrtrain.metrics.representation import paired_bootstrap
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.full_reference import FullReferenceMetric
 from csrtrain.quality.full_reference import fit_to_choices
 
-SIZES = (64, 128, 256)
-"""Of the images, pixels; they have 256."""
+SCALES = (1.0, 0.5, 0.25)
+"""Of the images, which have 256 px."""
 Array = NDArray[np.float64]
 
 
@@ -63,10 +62,10 @@ def read_triplets(path: Path, seed: int) -> Triplets:
 
 @torch.no_grad()
 def channel_differences(metric: FullReferenceMetric, images: Tensor) -> list[Tensor]:
-    """Per stage (N,N,C): `FullReferenceMetric.channel_differences` of every two images, by products of few images."""
+    """Per stage of each scale (N,N,C): `FullReferenceMetric.channel_differences` of every two images, by products."""
     parts = [metric.reference(image[None]).maps for image in track(images, "Feature maps")]
     found = []
-    for stage in range(len(metric.stages)):
+    for stage in range(len(metric.weights)):
         maps = torch.cat([part[stage] for part in parts]).flatten(2)  # (N,C,P)
         squares = maps.square().sum(2)
         products = torch.stack([channel @ channel.T for channel in maps.unbind(1)], 2)  # (N,N,C)
@@ -91,34 +90,49 @@ class Found(NamedTuple):
 
 def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> list[Found]:
     """Uncalibrated and calibrated distances between all images."""
-    metric = FullReferenceMetric(backbone.float())
+    metric = FullReferenceMetric(backbone.float(), scales=SCALES)
     grey = luma(images).expand(-1, backbone.channels, -1, -1)
-    stages: dict[tuple[int, int, str], Array] = {}
-    fitted: dict[str, Array] = {}
+    pairs = torch.from_numpy(np.stack([train.reference * len(images) + p for p in (train.p0, train.p1)], 1))
+    maps: dict[tuple[str, float, int], Array] = {}
+    fitted: dict[tuple[int, str], Array] = {}
     for color, shown in (("colour", images), ("luma", grey)) if backbone.channels == 3 else (("luma", grey),):
-        for size in SIZES:  # the last as they are
-            differences = channel_differences(metric, torch.stack([resized(image, size) for image in shown]))
-            stages |= {(k, size, color): stage.sum(2).double().numpy() for k, stage in enumerate(differences)}
-        channels = torch.cat(differences, 2)  # (N,N,F)
-        pairs = np.stack([train.reference * len(images) + other for other in (train.p0, train.p1)], 1)
-        weights = fit_to_choices(channels.flatten(0, 1), torch.from_numpy(pairs), torch.from_numpy(train.judge))
-        fitted[color] = (channels @ weights).double().numpy()
-    numbers = range(len(differences))
-    subsets = [chosen for count in numbers for chosen in itertools.combinations(numbers, count + 1)]
+        differences = channel_differences(metric, shown)
+        of_maps = zip(itertools.product(SCALES, metric.stages), differences, strict=True)
+        maps |= {(color, scale, stage): found.sum(2).double().numpy() for (scale, stage), found in of_maps}
+        for count in (1, 2):
+            channels = torch.cat(differences[: count * len(metric.stages)], 2)  # (N,N,F)
+            weights = fit_to_choices(channels.flatten(0, 1), pairs, torch.from_numpy(train.judge))
+            fitted[count, color] = (channels @ weights).double().numpy()
+
+    def agrees(distances: Array) -> float:
+        return float(agreement(distances, train)[0].mean())
+
+    colors = sorted({color for color, _, _ in maps})
     sums = {
-        (chosen, size, color): np.sum([stages[k, size, color] for k in chosen], axis=0)
-        for chosen in subsets
-        for size in SIZES
-        for color in fitted
+        (stages, scales, color): np.sum([maps[color, scale, stage] for scale in scales for stage in stages], axis=0)
+        for stages in _subsets(metric.stages)
+        for scales in _subsets(SCALES)
+        for color in colors
     }
-    best, side, color = max(sums, key=lambda which: agreement(sums[which], train)[0].mean())
-    which = max(fitted, key=lambda which: agreement(fitted[which], train)[0].mean())
-    plain = next(iter(fitted))
-    return [
-        Found("all stages", plain, sums[tuple(numbers), SIZES[-1], plain]),
-        Found("best on train", f"stage {' + '.join(map(str, best))} at {side} px, {color}", sums[best, side, color]),
-        Found("calibrated", which, fitted[which]),
+    stages, scales, color = max(sums, key=lambda which: agrees(sums[which]))
+    chosen = f"stages {_words(stages)} at scales {_words(scales)}, {color}"
+    found = [
+        Found("all stages", colors[0], sums[metric.stages, SCALES[:1], colors[0]]),
+        Found("best on train", chosen, sums[stages, scales, color]),
     ]
+    for count, kind in ((1, "calibrated"), (2, "calibrated, two scales")):
+        best = max(colors, key=lambda which: agrees(fitted[count, which]))
+        found.append(Found(kind, best, fitted[count, best]))
+    return found
+
+
+def _subsets(of: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """All but the empty one."""
+    return [chosen for count in range(len(of)) for chosen in itertools.combinations(of, count + 1)]
+
+
+def _words(numbers: tuple[float, ...]) -> str:
+    return " + ".join(f"{number:g}" for number in numbers)
 
 
 def main() -> None:
