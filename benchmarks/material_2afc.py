@@ -6,10 +6,10 @@
 drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stages (one or several), the scales
 of the images (1, 1/2, 1/4; one or several) and their colour (as it is, or luma alone) that agree best on the training
 triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets as `csrtrain fit -c fr_2afc`
-does, of the images in colour or of luma, whichever agrees better there, at full scale, and at full and half scale
-(`--model.scales '[1.0, 0.5]'`). Backbones of one channel get luma. Agreement: the share of test triplets without a tie
-in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma. Intervals: 95
-%, bootstrap over references. "Beats" means that the interval of the paired difference excludes 0.
+does, of the images in colour or of luma, whichever agrees better there, at full scale, and at all three
+(`--model.scales '[1.0, 0.5, 0.25]'`). Backbones of one channel get luma. Agreement: the share of test triplets without
+a tie in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma.
+Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired difference excludes 0.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> list[Fo
         differences = channel_differences(metric, shown)
         of_maps = zip(itertools.product(SCALES, metric.stages), differences, strict=True)
         maps |= {(color, scale, stage): found.sum(2).double().numpy() for (scale, stage), found in of_maps}
-        for count in (1, 2):
+        for count in (1, len(SCALES)):
             channels = torch.cat(differences[: count * len(metric.stages)], 2)  # (N,N,F)
             weights = fit_to_choices(channels.flatten(0, 1), pairs, torch.from_numpy(train.judge))
             fitted[count, color] = (channels @ weights).double().numpy()
@@ -120,7 +120,7 @@ def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> list[Fo
         Found("all stages", colors[0], sums[metric.stages, SCALES[:1], colors[0]]),
         Found("best on train", chosen, sums[stages, scales, color]),
     ]
-    for count, kind in ((1, "calibrated"), (2, "calibrated, two scales")):
+    for count, kind in ((1, "calibrated"), (len(SCALES), "calibrated, three scales")):
         best = max(colors, key=lambda which: agrees(fitted[count, which]))
         found.append(Found(kind, best, fitted[count, best]))
     return found
