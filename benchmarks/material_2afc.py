@@ -3,13 +3,14 @@
     CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
 
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
-drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, and of the stages (one or several), the scales
-of the images (1, 1/2, 1/4; one or several) and their colour (as it is, or luma alone) that agree best on the training
-triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets as `csrtrain fit -c fr_2afc`
-does, of the images in colour or of luma, whichever agrees better there, at full scale, and at all three
-(`--model.scales '[1.0, 0.5, 0.25]'`). Backbones of one channel get luma. Agreement: the share of test triplets without
-a tie in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM: of luma.
-Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired difference excludes 0.
+drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, of each alone, and of the stages (one or
+several), the scales of the images (1, 1/2, 1/4; one or several) and their colour (as it is, or luma alone) that agree
+best on the training triplets. Calibrated: a weight per channel, not negative, fitted to the training triplets as
+`csrtrain fit -c fr_2afc` does, of the images in colour or of luma, whichever agrees better there, at full scale, and at
+all three (`--model.scales '[1.0, 0.5, 0.25]'`). Backbones of one channel get luma. Agreement: the share of test
+triplets without a tie in votes whose majority the distance follows; 2AFC: the share of votes, all test triplets. SSIM:
+of luma. Intervals: 95 %, bootstrap over references. "Beats" means that the interval of the paired difference excludes
+0.
 """
 
 import argparse
@@ -116,8 +117,10 @@ def distances_of(backbone: Backbone, images: Tensor, train: Triplets) -> list[Fo
     }
     stages, scales, color = max(sums, key=lambda which: agrees(sums[which]))
     chosen = f"stages {_words(stages)} at scales {_words(scales)}, {color}"
+    first, plain = SCALES[:1], colors[0]
     found = [
-        Found("all stages", colors[0], sums[metric.stages, SCALES[:1], colors[0]]),
+        Found("all stages", plain, sums[metric.stages, first, plain]),
+        *(Found(f"stage {stage}", plain, sums[(stage,), first, plain]) for stage in metric.stages),
         Found("best on train", chosen, sums[stages, scales, color]),
     ]
     for count, kind in ((1, "calibrated"), (len(SCALES), "calibrated, three scales")):
