@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from csrtrain.files import shown, write_atomically
-from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_scales, check_use, read_header
+from csrtrain.headers import BundleHeader, DistanceHeader, Header, MetricHeader, check_use, read_header
 from csrtrain.models import weights
 from csrtrain.models.backbone import PREFIX, Backbone, check_tensors, checked_arguments
 from csrtrain.models.difference import DifferenceMetric
@@ -288,7 +288,7 @@ def _rebuilt_distance(header: DistanceHeader, tensors: dict[str, Tensor], path: 
             arguments = [checked_arguments({"backbone": one["arguments"]}, path)]
             backbones = [_built(arguments[0], tensors, PREFIX, path)]
             scales = contract.get("scales", [1.0])  # not in bundles of before
-            check_scales(scales)
+            check_use(scales, l2=False)
             metric = FullReferenceMetric(backbones[0], contract["stages"], scales)
         else:
             raise ValueError(f"distance of {header.distance['of']!r}")

@@ -6,10 +6,7 @@ from typing import Any
 
 from csrtrain.files import shown
 from csrtrain.models import weights
-from csrtrain.models.backbone import checked_arguments
-
-MOST_SCALES = 16
-"""Of an image, per backbone."""
+from csrtrain.models.backbone import check_scales, checked_arguments
 
 
 @dataclass(frozen=True)
@@ -162,23 +159,14 @@ def _check_input(said: dict[str, Any]) -> None:
         raise ValueError(f"window {window!r}")
 
 
-def check_scales(scales: Any) -> None:
-    """Scales of the image at which a backbone is used.
-
-    Raises:
-        ValueError: they are no such thing, or too many, too small or too large to compute with.
-    """
-    sound = isinstance(scales, list) and 0 < len(scales) <= MOST_SCALES
-    if not sound or not all(type(scale) in (int, float) and 1 / 16 <= scale <= 4 for scale in scales):
-        raise ValueError(f"scales {scales!r}")
-
-
 def check_use(scales: Any, l2: Any) -> None:
     """How a backbone is to be used: scales of the image, and whether representations are divided by their length.
 
     Raises:
-        ValueError: they are no such thing, see also `check_scales`.
+        ValueError: they are no such thing, or scales that cannot be computed with.
     """
+    if not isinstance(scales, list) or not all(type(scale) in (int, float) for scale in scales):
+        raise ValueError(f"scales {scales!r}")
     check_scales(scales)
     if not isinstance(l2, bool):
         raise ValueError(f"l2 {l2!r}")

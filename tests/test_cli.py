@@ -117,7 +117,7 @@ def test_a_distance_of_chosen_stages_and_scales(tmp_path, monkeypatch, capsys):
     assert main([*command, "--scales", "0.5"]) == 2
     assert "Expected --scales with --distance, got it without" in capsys.readouterr().err
     assert main([*command, "--distance", "--scales", "9"]) == 2
-    assert "Expected scales from 1/16 to 4, each once, got [9.0]" in capsys.readouterr().err
+    assert "Expected scales from 1/16 to 4, each once, at most 16, got [9.0]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from csrtrain.files import shown
 from csrtrain.models import weights as weight_files
 from csrtrain.models.weights import Weights
 
+MOST_SCALES = 16
+"""Of an image, per backbone."""
+
 PREFIX = "backbone."
 """Names of the backbone's tensors in bundles and checkpoints begin with it."""
 _LONGEST_NAME = 200  # characters; timm's longest has 62
@@ -186,6 +189,19 @@ def check_stages(stages: Sequence[int], known: int) -> None:
     """
     if not stages or list(stages) != sorted(set(stages) & set(range(known))):
         raise ValueError(f"Expected stages in order from 0 to {known - 1}, got {list(stages)}. Name others.")
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse scales of images that are none, too many, too small or too large to compute with, or there twice.
+
+    Raises:
+        ValueError: with what they may be.
+    """
+    once = 0 < len(scales) == len(set(scales)) <= MOST_SCALES
+    if not once or not all(1 / 16 <= scale <= 4 for scale in scales):
+        raise ValueError(
+            f"Expected scales from 1/16 to 4, each once, at most {MOST_SCALES}, got {list(scales)}. Name others."
+        )
 
 
 def freeze(backbone: Backbone) -> Backbone:

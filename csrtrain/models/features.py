@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from csrtrain.models.backbone import Backbone, check_stages, freeze
+from csrtrain.models.backbone import Backbone, check_scales, check_stages, freeze
 
 TILE = 1024
 """Side of the tiles of a large image, pixels; a multiple of the strides of all usual backbones, at half scale too."""
@@ -80,13 +80,11 @@ class FrozenFeatures(nn.Module):
         if len(channels) > 1:
             raise ValueError(f"Expected backbones of the same channels, got {channels}. Use others.")
         for backbone, contract in zip(backbones, contracts, strict=True):
-            scales, stages = contract.scales, contract.stages
-            if not scales or not all(1 / 16 <= s <= 4 for s in scales) or (contract.crops or _LEAST) < _LEAST:
-                raise ValueError(
-                    f"Expected scales from 1/16 to 4 and crops of {_LEAST} px or more, got {contract}. Correct it."
-                )
-            if stages is not None:
-                check_stages(stages, len(backbone.stage_channels))
+            check_scales(contract.scales)
+            if (contract.crops or _LEAST) < _LEAST:
+                raise ValueError(f"Expected crops of {_LEAST} px or more, got {contract.crops}. Correct it.")
+            if contract.stages is not None:
+                check_stages(contract.stages, len(backbone.stage_channels))
         self.backbones = nn.ModuleList(freeze(backbone) for backbone in backbones)
         self.contracts = tuple(contracts)
         self.to(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrtrain.models.backbone import Backbone, check_stages, freeze
+from csrtrain.models.backbone import Backbone, check_scales, check_stages, freeze
 from csrtrain.models.features import at_scale
 from csrtrain.models.pairs import check_range, check_shapes, out_of_range
 
@@ -46,7 +46,7 @@ class FullReferenceMetric(nn.Module):
     Args:
         backbone: is frozen.
         stages: of its `feature_maps`, counted from 0; all of them by default.
-        scales: of the images, 1/16 to 4, each once; 1 is as they are. Smaller ones are antialiased.
+        scales: of the images, at most 16 from 1/16 to 4; 1 is as they are. Smaller ones are antialiased.
 
     Raises:
         ValueError: other stages or scales.
@@ -62,8 +62,7 @@ class FullReferenceMetric(nn.Module):
         self.stages = tuple(range(known) if stages is None else stages)
         check_stages(self.stages, known)
         self.scales = tuple(float(scale) for scale in scales)
-        if not self.scales or len(set(self.scales)) < len(scales) or not all(1 / 16 <= s <= 4 for s in self.scales):
-            raise ValueError(f"Expected scales from 1/16 to 4, each once, got {list(scales)}. Name others.")
+        check_scales(self.scales)
         self.backbone = freeze(backbone)
         self.weights = nn.ParameterDict(
             OrderedDict(  # another mapping would be sorted by name

@@ -285,9 +285,9 @@ def test_wrong_stages(stages):
         FullReferenceMetric(Backbone("test_resnet"), stages)
 
 
-@pytest.mark.parametrize("scales", [[], [1, 1], [0.01], [5], [float("nan")]])
+@pytest.mark.parametrize("scales", [[], [1, 1], [0.01], [5], [float("nan")], [1 / k for k in range(1, 17)] + [2]])
 def test_wrong_scales(scales):
-    with pytest.raises(ValueError, match="Expected scales from 1/16 to 4, each once, got"):
+    with pytest.raises(ValueError, match="Expected scales from 1/16 to 4, each once, at most 16, got"):
         FullReferenceMetric(Backbone("test_resnet"), scales=scales)
 
 

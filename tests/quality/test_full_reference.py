@@ -165,7 +165,7 @@ def test_half_scale_beside_full(triplets, tmp_path, capsys):
     distance = found.distance(image(tmp_path / triplets[0]["p0"]), image(tmp_path / triplets[0]["reference"]))
     assert float(distance) == pytest.approx(float(row["d0"]), rel=1e-4)
     assert fit(tmp_path, "--model.scales=[1.0,0.5,0.5]", run="other") == 2
-    assert "Expected scales from 1/16 to 4, each once, got [1.0, 0.5, 0.5]" in capsys.readouterr().err
+    assert "Expected scales from 1/16 to 4, each once, at most 16, got [1.0, 0.5, 0.5]" in capsys.readouterr().err
     assert fit(tmp_path, "--model.stages=[0,2]", "--model.folds=0") == 2  # the complete run is of other scales
     assert "model.init_args.scales: [1.0, 0.5] -> None" in capsys.readouterr().err
 
