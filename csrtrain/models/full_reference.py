@@ -66,8 +66,8 @@ class FullReferenceMetric(nn.Module):
         self.backbone = freeze(backbone)
         self.weights = nn.ParameterDict(
             OrderedDict(  # another mapping would be sorted by name
-                (f"{stage}_{k}" if k else str(stage), torch.ones(backbone.stage_channels[stage]))
-                for k in range(len(self.scales))
+                (str(stage) if scale == 1 else f"{stage}_{k}", torch.ones(backbone.stage_channels[stage]))
+                for k, scale in enumerate(self.scales)
                 for stage in self.stages
             )
         )

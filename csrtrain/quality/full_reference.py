@@ -281,6 +281,9 @@ class Opinion(LightningModule):
     of its range; see `csrtrain.models.nonnegative`. The strength alpha is chosen by the error of held-out folds of
     whole groups inside train; rows of split val and test are only compared. The distance is in units of the ratings.
 
+    Time: it grows with the third power of the number of weights, and the fit is not stopped by a signal; `stages` takes
+    fewer, each further of `scales` as many again.
+
     Args:
         backbone: bundle path or timm name.
         channels: of the images, for timm names; bundles know theirs.

@@ -46,8 +46,9 @@ class NoReference(LightningModule):
         stages: of the feature maps, counted from 0, whose means are used instead of the representation.
         alphas: strengths of ridge regression to choose from.
         folds: of whole groups, inside train.
-        learning_curve: also fit to 20, 40, 80, ... of the training ratings, ten times each, and write SRCC on the test
-            rows (val without them, a fifth of the groups without both) to `learning_curve.csv`.
+        learning_curve: also fit to 20, 40, 80, ... of the training ratings, ten times each, and write to
+            `learning_curve.csv` SRCC on the test rows whose group is not in train (without them those of val, without
+            both a fifth of the groups).
         weights: of timm names: `none` (untrained), a path, or `imagenet` (from a local cache).
     """
 
@@ -203,6 +204,9 @@ class NoReference(LightningModule):
             self.summary.append(f"Pristine images score {scale.pristine:.0f} of 100 (median).")
         for split in SPLITS:
             of = splits == split
+            shared = np.intersect1d(groups[of], groups[splits == "train"]) if split != "train" else np.empty(0)
+            if len(shared):
+                self.summary.append(f"{len(shared)} groups of {split} are in train too: see csrtrain check-data.")
             if of.sum() < 2:
                 continue
             values = agreement(predicted[of], ratings[of])
@@ -215,9 +219,6 @@ class NoReference(LightningModule):
                 f"{where}: SRCC {values['srcc']:.3f}{bootstrap.in_words(low, high)}, KRCC {values['krcc']:.3f}, PLCC "
                 f"{values['plcc']:.3f}, RMSE {values['rmse']:.3g}."
             )
-            shared = np.intersect1d(groups[of], groups[splits == "train"]) if split != "train" else np.empty(0)
-            if len(shared):
-                self.summary.append(f"{len(shared)} groups of {split} are in train too: see csrtrain check-data.")
         self._results = {key: value for key, value in self._results.items() if math.isfinite(value)}
         self.log_dict(self._results, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
@@ -236,11 +237,11 @@ class NoReference(LightningModule):
     def _write_curve(self, h: Array, ratings: Array, groups: NDArray[np.int64], splits: Any, seed: int) -> None:
         """`learning_curve.csv` of the run: SRCC against the number of ratings."""
         train = np.flatnonzero(splits == "train")
-        judged = next((found for s in ("test", "val") if len(found := np.flatnonzero(splits == s)) > 1), None)
+        apart = ~np.isin(groups, groups[train])
+        judged = next((found for s in ("test", "val") if len(found := np.flatnonzero((splits == s) & apart)) > 1), None)
         if judged is None:
             out = group_folds(groups[train], 5, seed) == 0
             train, judged = train[~out], train[out]
-        judged = judged[~np.isin(groups[judged], groups[train])]
         rng = np.random.default_rng(seed)
         sizes = [_FEWEST * 2**k for k in range(32) if _FEWEST * 2**k < len(train)] + [len(train)]
         lines = []

@@ -59,7 +59,9 @@ def test_several_scales_are_distances_of_resized_images_added_up(metric, pairs, 
         expected = expected + one.distance(x, y)
     torch.testing.assert_close(several.distance(*pairs), expected)
     torch.testing.assert_close(several.distance(pairs[0], several.reference(pairs[1])), expected)
-    torch.testing.assert_close(several.distance_map(*pairs).shape, (4, 72, 64))
+    assert several.distance_map(*pairs).shape == (4, 72, 64)
+    x, y = torch.rand(2, 1, 3, 64, 128, generator=torch.Generator().manual_seed(2))  # multiples of every stride
+    torch.testing.assert_close(several.distance_map(x, y).mean((1, 2)), several.distance(x, y))
     found = several.channel_differences(torch.cat(pairs), [0, 1, 2, 3], [4, 5, 6, 7])
     torch.testing.assert_close(found @ several.all_weights, expected, rtol=1e-5, atol=1e-7)
     assert bool((several.distance(pairs[0], pairs[0]) == 0).all())
@@ -164,6 +166,9 @@ def test_weights_belong_to_their_stages(metric):
     one, other = FullReferenceMetric(metric.backbone, [0]), FullReferenceMetric(metric.backbone, [1])
     with pytest.raises(RuntimeError, match=r"weights\.1"):
         other.load_state_dict(one.state_dict())
+    half = FullReferenceMetric(metric.backbone, [0], [0.5])  # nor can a csrtrain without scales take them
+    with pytest.raises(RuntimeError, match=r"weights\.0_0"):
+        half.load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -254,6 +254,21 @@ def test_copies_of_a_file_are_never_parted(rows, tmp_path, capsys):
     assert "1 groups of test are in train too" in capsys.readouterr().out
 
 
+def test_a_learning_curve_of_a_test_split_that_is_all_in_train(rows, tmp_path, capsys):
+    write_manifest(tmp_path, [*rows[:36], *({**row, "group": 0, "split": "test"} for row in rows[36:])])
+    assert fit(tmp_path, "--model.learning_curve=true") == 0
+    said = capsys.readouterr().out
+    assert "1 groups of test are in train too" in said and "on 0 images" not in said
+    curve = (tmp_path / "run" / "learning_curve.csv").read_text().splitlines()
+    assert len(curve) == 3 and all(-1 <= float(line.split(",")[1]) <= 1 for line in curve[1:])
+
+
+def test_one_test_image_whose_group_is_in_train_is_said(rows, tmp_path, capsys):
+    write_manifest(tmp_path, [*rows[:36], {**rows[36], "group": 0}])
+    assert fit(tmp_path) == 0
+    assert "1 groups of test are in train too" in capsys.readouterr().out
+
+
 def test_double_precision(rows, tmp_path):
     assert fit(tmp_path, "--trainer.precision=64-true") == 0 and fit(tmp_path, run="single") == 0
     double, single = exported(tmp_path), exported(tmp_path, "single")
