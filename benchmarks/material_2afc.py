@@ -2,6 +2,13 @@
 
     CSRTRAIN_DATA=DIR python -m benchmarks.material_2afc NAME=BUNDLE ... --write
 
+Bundles: as `benchmarks.biq2021 train` makes them; SimCLR of luma with `--option=--data.channels=1`, and further on the
+renderings themselves (the tests', too; no choice of people is seen):
+
+    csrtrain fit -c natural_simclr --data.root DIR/material_2afc/images --data.channels 1 --model.weights LUMA_BUNDLE \\
+        --data.batch_size 50 --data.load_size 256 --model.learning_rate 0.03 --trainer.max_epochs 40 \\
+        --trainer.precision bf16-mixed
+
 `DIR/material_2afc`: 100 renderings, triplets (reference, chosen, other) with votes. Which of the two stands first is
 drawn anew for each triplet. Uncalibrated: all weights 1, of all stages, of each alone, and of the stages (one or
 several), the scales of the images (1, 1/2, 1/4; one or several) and their colour (as it is, or luma alone) that agree
