@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
-from csrtrain.data.images import outlast_signals
 from csrtrain.data.whole import WholeImages
+from csrtrain.data.workers import loader_workers
 from csrtrain.distributed import rank, world_size
 
 _PIXELS = 2**22  # of the images that go through a backbone at once, unless two are more
@@ -170,10 +170,9 @@ def pair_loader(
         shares,
         batch_size=None,
         sampler=own,
-        num_workers=workers,
-        worker_init_fn=outlast_signals,
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
+        **loader_workers(workers),
     )
 
 

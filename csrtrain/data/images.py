@@ -1,7 +1,6 @@
 """Decoded images of one size, one batch at a time, as loader workers make them."""
 
 import hashlib
-import signal
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, overload
 
@@ -64,15 +63,6 @@ class Sources(Sequence[str]):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         return self._indexes[0][i] if i < len(self._indexes[0]) else self._indexes[1][i - self.pristine]
-
-
-def outlast_signals(worker: int) -> None:
-    """Let a loader process ignore what asks a run to stop: its parent saves first, and then ends it.
-
-    SLURM sends SIGTERM and SIGUSR1 to all processes of a job; PyTorch's loader processes die of either.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def square(image: Tensor, load_size: int, offset: float) -> Tensor:

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
-from csrtrain.data.images import outlast_signals
 from csrtrain.data.manifest import Manifest, Problem, read_manifest, refuse
 from csrtrain.data.splits import with_copies_together
 from csrtrain.data.whole import WholeBatch, WholeImages
+from csrtrain.data.workers import loader_workers
 from csrtrain.distributed import rank, world_size
 
 
@@ -105,10 +105,9 @@ class ScoredData(LightningDataModule):
             _Own(images),
             batch_size=None,
             sampler=own,
-            num_workers=self.workers,
-            worker_init_fn=outlast_signals,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
+            **loader_workers(self.workers),
         )
 
     def state_dict(self) -> dict[str, Any]:

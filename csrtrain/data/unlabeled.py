@@ -23,10 +23,10 @@ from csrtrain.data.images import (
     UnlabeledImages,
     WorkerTransform,
     collate_labelled,
-    outlast_signals,
 )
 from csrtrain.data.index import Index, build_index
 from csrtrain.data.labels import Labels, read_labels
+from csrtrain.data.workers import loader_workers
 from csrtrain.distributed import rank, world_size
 
 Modality = Literal["natural", "medical", "mri", "ct", "xray", "fundus", "histology", "ultrasound"]
@@ -259,11 +259,10 @@ class UnlabeledData(LightningDataModule):
             self._images(self.sources, self.transform),
             batch_size=None,
             sampler=EpochBatches(self),
-            num_workers=self.workers,
-            worker_init_fn=outlast_signals,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            **loader_workers(self.workers),
         )
 
     def first_batch(self, images: int, epoch: int) -> ImageBatch:
@@ -281,9 +280,8 @@ class UnlabeledData(LightningDataModule):
             LabelledImages(self._images(Sources(self.labelled_index))),
             batch_size=max(1, self.batch_size // world_size()),
             sampler=list(rows),
-            num_workers=self.workers,
-            worker_init_fn=outlast_signals,
             collate_fn=collate_labelled,
+            **loader_workers(self.workers),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
