@@ -31,7 +31,7 @@ import yaml
 from benchmarks import harness
 from benchmarks.resume import faults as differences
 from benchmarks.resume import make_images
-from benchmarks.starts import Start, Starter, workers
+from benchmarks.starts import Start, Starter, children, workers
 from csrtrain.runs.checkpoints import newest
 
 CONFIG: dict[str, Any] = {
@@ -398,7 +398,7 @@ class Here:
 
         first = begin()
         self.wait_for_moment(lambda: first.poll() is None, "training")
-        second = next((pid for pid in workers(first.pid) if "LOCAL_RANK=1" in _environment(pid)), 0)
+        second = next((pid for pid in children(first.pid) if "LOCAL_RANK=1" in _environment(pid)), 0)
         if not second:
             return Met([first.wait()], self.log.read_text(), ["the run had ended before the fault"])
         killed = self.rng.choice((first.pid, second))

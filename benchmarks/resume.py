@@ -39,7 +39,6 @@ from csrtrain.runs.monitors import LabelProbe, RepresentationMonitor
 EPOCHS = 3
 BATCHES = 4
 BATCH_SIZE = 8
-SETTINGS_PER_PROCESS = 4  # after many runs in one process, the fork of a loader worker can find CPython's lock held
 
 
 class Setting(NamedTuple):
@@ -205,16 +204,13 @@ def drill(setting: Setting, root: Path, images: Path) -> dict[str, Any]:
 
 
 def drill_all(settings: list[Setting], root: Path) -> list[dict[str, Any]]:
-    """A few settings per process, those of two ranks under torchrun. Rows in the order of the number of ranks."""
+    """Those of two ranks under torchrun. Rows in the order of the number of ranks."""
     make_images(root / "images")
     rows: list[dict[str, Any]] = []
-    settings = sorted(settings, key=lambda setting: setting.ranks)
-    while settings:
-        ranks = settings[0].ranks
-        chosen = [setting for setting in settings[:SETTINGS_PER_PROCESS] if setting.ranks == ranks]
-        settings = settings[len(chosen) :]
+    for ranks in sorted({setting.ranks for setting in settings}):
+        chosen = [setting for setting in settings if setting.ranks == ranks]
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
-        output = root / f"rows-{len(rows)}.json"
+        output = root / f"rows-{ranks}.json"
         command = [sys.executable, *launcher, "-m", "benchmarks.resume", "--worker", str(root), "--output", str(output)]
         done = subprocess.run(
             [*command, "--settings", json.dumps(chosen)],

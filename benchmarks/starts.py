@@ -103,6 +103,12 @@ class Starter:
 
 
 def workers(pid: int) -> list[int]:
+    """Child processes of a process and theirs: the loader workers of a rank are children of a server."""
+    found = children(pid)
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def children(pid: int) -> list[int]:
     """Child processes of a process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any
@@ -16,7 +17,7 @@ def loader_workers(workers: int) -> dict[str, Any]:
 
     A rank must not fork: a thread of torch.distributed may hold a lock of the interpreter just then, and the worker
     waits for it forever (CPython before 3.12, and any library's lock since). There a server that has no such threads
-    forks the workers. It imports once what they need; a script that starts training needs
+    forks the workers. It imports once what this process has imported of csrtrain; a script that starts training needs
     `if __name__ == "__main__":`, as with any start method but fork.
 
     Args:
@@ -32,7 +33,7 @@ def loader_workers(workers: int) -> dict[str, Any]:
 
 def _start_server() -> None:
     """Start the server that forks, unless it runs; signals that ask a run to stop do not reach it and its workers."""
-    forkserver.set_forkserver_preload(["csrtrain.training_cli"])
+    forkserver.set_forkserver_preload([name for name in sys.modules if name.startswith("csrtrain.")])
     resource_tracker.ensure_running()  # first: it unblocks what it has blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
