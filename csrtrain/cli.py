@@ -159,6 +159,8 @@ def _check_data(args: list[str]) -> int:
         return 0 if found.is_sound else 1
     report = check_data(options.root, column=options.column, min_size=options.min_size, workers=options.workers)
     print(format_report(report))
+    if Path(options.root).suffix == ".csv":
+        print("No column mos or dmos: images were looked at, ratings and splits were not.")
     return 1 if report.broken else 0
 
 
@@ -326,6 +328,8 @@ def _score(args: list[str]) -> int:
         raise ValueError(f"Expected a name that ends in .csv or .parquet, got {options.output}. Change the name.")
     beside, partial = (options.output.with_suffix(f".{name}{options.output.suffix}") for name in ("volumes", "partial"))
     _check_work(options)
+    _check_output(beside)
+    _check_output(partial)
     for path in options.paths:
         if Path(path).resolve() in (options.output.resolve(), beside.resolve(), partial.resolve()):
             raise ValueError(f"Expected another file than what is scored for -o, got {path} for both. Name another.")

@@ -8,7 +8,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -45,6 +45,21 @@ _PEER_LOST = re.compile(
 )
 
 
+class _OptionError(ValueError):
+    """An option or a key of a config that is not accepted."""
+
+
+class _Parser(LightningArgumentParser):
+    """Errors are raised, and shown without the usage, which is longer than a screen."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # jsonargparse tries one type after another
+            super().error(message, ex)
+        lines = [line.strip(" -") for line in message.splitlines()]
+        unknown = [line for line in lines if "given class_path" in line or line.endswith(" is not accepted")]
+        raise _OptionError(" ".join(unknown if len(unknown) == 2 else lines))
+
+
 class TrainingCLI(LightningCLI):
     """fit, validate, test, predict, with subclass modes for model and data."""
 
@@ -67,6 +82,7 @@ class TrainingCLI(LightningCLI):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
+                parser_class=_Parser,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,
@@ -87,6 +103,12 @@ class TrainingCLI(LightningCLI):
                 signals.leave(stopped)
             # Of the ranks that they started, Lightning and srun take another code for a failure, and end the first one.
             raise SystemExit(0 if self._told or signals.is_behind_another() else signals.TERMINATED) from None
+        except _OptionError as error:
+            files = [arg.removeprefix("--config=") for arg in args if arg.endswith((".yaml", ".yml"))]
+            where = " or in ".join(["on the command line", *files])
+            raise ValueError(
+                f"Expected options as in csrtrain fit --help, got another {where}: {error}. Correct it."
+            ) from None
         except BaseException:
             if "SLURM_PROCID" in os.environ:  # the SIGTERM that srun sends for another rank's error comes too late
                 handlers = signals.IGNORED

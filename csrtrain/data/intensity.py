@@ -59,9 +59,10 @@ def require_size(height: int, width: int, channels: int, max_megapixels: float) 
     if height < 1 or width < 1 or channels < 1:
         raise DecodeError(f"Expected at least one pixel, got {width} x {height} x {channels}. Remove the file.")
     if height * width * max(1.0, channels / 4) > max_megapixels * 1e6:
+        layers = f" x {channels} channels" if channels > 4 else ""
         raise DecodeError(
-            f"Expected at most {max_megapixels:g} megapixels, got {width} x {height} x {channels} channels. Remove the "
-            "file or raise data.max_megapixels."
+            f"Expected at most {max_megapixels:g} megapixels, got {width} x {height}{layers}. Cut the image, remove "
+            "the file, or raise max_megapixels (--data.max_megapixels of csrtrain fit)."
         )
 
 

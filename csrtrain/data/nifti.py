@@ -117,7 +117,7 @@ def _decompress(path: str, header: _Header, max_megapixels: float) -> Array:
     if count > _LARGEST_VOLUME * max_megapixels * 1e6:
         raise DecodeError(
             f"Expected at most {_LARGEST_VOLUME * max_megapixels:g} million voxels in a compressed file, got "
-            f"{header.shape}. Decompress it (gunzip) or raise data.max_megapixels."
+            f"{header.shape}. Decompress it (gunzip)."
         )
     with gzip.open(path) as file:
         data = file.read(header.offset + count * header.dtype.itemsize)
