@@ -209,11 +209,13 @@ def drill_all(settings: list[Setting], root: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for ranks in sorted({setting.ranks for setting in settings}):
         chosen = [setting for setting in settings if setting.ranks == ranks]
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+        launcher = [*launcher, "--no-python"] if ranks > 1 else []
         output = root / f"rows-{ranks}.json"
-        command = [sys.executable, *launcher, "-m", "benchmarks.resume", "--worker", str(root), "--output", str(output)]
+        # Not -m: loader workers of ranks would import that module, and with it all that it imports, each anew.
+        command = [*launcher, sys.executable, "-c", "from benchmarks import resume; resume.main()"]
         done = subprocess.run(
-            [*command, "--settings", json.dumps(chosen)],
+            [*command, "--worker", str(root), "--output", str(output), "--settings", json.dumps(chosen)],
             cwd=Path(__file__).parents[1],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,

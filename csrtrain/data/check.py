@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 from csrtrain.data.index import build_index, spans_nothing
+from csrtrain.data.workers import as_is
 
 _LISTED = 20
 
@@ -153,7 +154,7 @@ def check_images(
 ) -> DataReport:
     """The same for given addresses; `root` is what the report calls them."""
     loader: Iterable[Any] = DataLoader(
-        _Inspection(addresses, slice_axis, max_megapixels), batch_size=None, num_workers=workers, collate_fn=_unchanged
+        _Inspection(addresses, slice_axis, max_megapixels), batch_size=None, num_workers=workers, collate_fn=as_is
     )
     count = len(addresses)
     report = DataReport(root, count, min_size, addresses, np.zeros((count, 32), dtype=np.uint8), np.full(count, np.nan))
@@ -178,10 +179,6 @@ def check_images(
         low, middle, high = readable.min(axis=0), np.median(readable, axis=0), readable.max(axis=0)
         report.heights, report.widths = ((int(low[k]), int(middle[k]), int(high[k])) for k in (0, 1))
     return report
-
-
-def _unchanged(finding: Any) -> Any:
-    return finding
 
 
 def _count(report: DataReport, found: _Finding) -> None:

@@ -7,7 +7,7 @@ row that has them, and takes together pairs that share images. A pair has no dir
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
 from csrtrain.data.whole import WholeImages
-from csrtrain.data.workers import loader_workers
+from csrtrain.data.workers import as_is, loader_workers
 from csrtrain.distributed import rank, world_size
 
 _PIXELS = 2**22  # of the images that go through a backbone at once, unless two are more
@@ -170,7 +170,7 @@ def pair_loader(
         shares,
         batch_size=None,
         sampler=own,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         pin_memory=torch.cuda.is_available(),
         **loader_workers(workers),
     )
@@ -224,7 +224,3 @@ def _joined(group: list[PairBatch]) -> PairBatch:
         images.append(found.images)
         start += len(found.images)
     return PairBatch(pairs, left, right, torch.cat(images), [])
-
-
-def _as_is(found: Any) -> Any:
-    return found

@@ -6,25 +6,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from csrtrain.data import decode
 from csrtrain.data.comparisons import Comparisons, PairBatch, compare, pair_loader
 from csrtrain.data.manifest import Manifest, Problem, read_manifest, refuse
 from csrtrain.data.splits import with_copies_together
-from csrtrain.data.whole import WholeBatch, WholeImages
-from csrtrain.data.workers import loader_workers
+from csrtrain.data.whole import OwnImages, WholeBatch, WholeImages
+from csrtrain.data.workers import as_is, loader_workers
 from csrtrain.distributed import rank, world_size
-
-
-class _Own(Dataset[WholeBatch]):
-    """The images of one rank, one at a time; -1 is none, for ranks that have fewer."""
-
-    def __init__(self, images: WholeImages) -> None:
-        self.images = images
-
-    def __getitem__(self, i: int) -> WholeBatch:
-        return self.images[i] if i >= 0 else WholeBatch([], None)
 
 
 class ScoredData(LightningDataModule):
@@ -102,10 +92,10 @@ class ScoredData(LightningDataModule):
         own = list(range(rank(), len(images), world_size()))
         own += [-1] * (-(-len(images) // world_size()) - len(own))
         return DataLoader(
-            _Own(images),
+            OwnImages(images),
             batch_size=None,
             sampler=own,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
             **loader_workers(self.workers),
         )
@@ -174,7 +164,3 @@ class PairData(ScoredData):
             self.slice_axis,
             self.max_megapixels,
         )
-
-
-def _as_is(found: Any) -> Any:
-    return found

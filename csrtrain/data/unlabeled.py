@@ -26,15 +26,10 @@ from csrtrain.data.images import (
 )
 from csrtrain.data.index import Index, build_index
 from csrtrain.data.labels import Labels, read_labels
-from csrtrain.data.workers import loader_workers
+from csrtrain.data.workers import as_is, loader_workers
 from csrtrain.distributed import rank, world_size
 
 Modality = Literal["natural", "medical", "mri", "ct", "xray", "fundus", "histology", "ultrasound"]
-
-
-def _as_is(batch: Any) -> Any:
-    """In place of PyTorch's conversion, which would make tensors of the positions."""
-    return batch
 
 
 class EpochBatches(Sampler[BatchKey]):
@@ -259,7 +254,7 @@ class UnlabeledData(LightningDataModule):
             self._images(self.sources, self.transform),
             batch_size=None,
             sampler=EpochBatches(self),
-            collate_fn=_as_is,
+            collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
             **loader_workers(self.workers),

@@ -1,7 +1,7 @@
 """Whole images of any size in batches of equal shape, decoded by workers: for scores and features, not for training."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torchvision.transforms.v2.functional as tvf
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
+from csrtrain.data.workers import as_is
 
 _PIXELS = 2**22  # of a batch, references too: what is larger goes alone
 _WAITING = 4  # batches' worth of images that may wait for others of their shape
@@ -74,6 +75,16 @@ def resized(image: Tensor, size: int) -> Tensor:
     """(C,H,W) uint8, or float in [0,1] -> (C,size,size), antialiased."""
     found: Tensor = tvf.resize(image, [size, size], antialias=True)
     return found.clamp(0, 1) if found.is_floating_point() else found
+
+
+class OwnImages(Dataset[WholeBatch]):
+    """The images of one rank, one at a time; -1 is none, for ranks that have fewer."""
+
+    def __init__(self, images: WholeImages) -> None:
+        self.images = images
+
+    def __getitem__(self, i: int) -> WholeBatch:
+        return self.images[i] if i >= 0 else WholeBatch([], None)
 
 
 class WholePairs(Dataset[WholeBatch]):
@@ -153,7 +164,7 @@ def whole_pairs(
 
 
 def _grouped(images: WholeImages | WholePairs, batch_size: int, workers: int) -> Iterator[WholeBatch]:
-    loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_is)
+    loader: DataLoader[WholeBatch] = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=as_is)
     groups = Groups(batch_size)
     for found in loader:
         if found.images is None:
@@ -196,7 +207,3 @@ class Groups:
 def _joined(group: list[WholeBatch]) -> WholeBatch:
     images = [found.images for found in group if found.images is not None]
     return WholeBatch([row for found in group for row in found.rows], torch.cat(images))
-
-
-def _as_is(found: Any) -> Any:
-    return found

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any
@@ -17,7 +16,7 @@ def loader_workers(workers: int) -> dict[str, Any]:
 
     A rank must not fork: a thread of torch.distributed may hold a lock of the interpreter just then, and the worker
     waits for it forever (CPython before 3.12, and any library's lock since). There a server that has no such threads
-    forks the workers. It imports once what this process has imported of csrtrain; a script that starts training needs
+    forks the workers. It imports once what they need; a script that starts training needs
     `if __name__ == "__main__":`, as with any start method but fork.
 
     Args:
@@ -31,9 +30,14 @@ def loader_workers(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "worker_init_fn": _begin, "multiprocessing_context": get_context("forkserver")}
 
 
+def as_is(found: Any) -> Any:
+    """What a data set gave, where a DataLoader would gather or convert it."""
+    return found
+
+
 def _start_server() -> None:
     """Start the server that forks, unless it runs; signals that ask a run to stop do not reach it and its workers."""
-    forkserver.set_forkserver_preload([name for name in sys.modules if name.startswith("csrtrain.")])
+    forkserver.set_forkserver_preload(["csrtrain.data.images", "csrtrain.data.comparisons"])  # of the data sets
     resource_tracker.ensure_running()  # first: it unblocks what it has blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:

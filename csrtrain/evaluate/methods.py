@@ -18,6 +18,7 @@ from csrtrain import bundle, controls, score
 from csrtrain.data import decode
 from csrtrain.data.decode import Window
 from csrtrain.data.whole import resized
+from csrtrain.data.workers import as_is
 from csrtrain.headers import DistanceHeader
 from csrtrain.models.backbone import Backbone
 from csrtrain.models.features import Contract, FrozenFeatures
@@ -398,7 +399,7 @@ def _classical(
 ) -> tuple[Values, dict[int, str]]:
     """(N,width) values of a control that is no network, and why rows have none."""
     images = _Classical(respond, addresses, references, window, reading.slice_axis, size)
-    loader: DataLoader[Any] = DataLoader(images, batch_size=None, num_workers=reading.workers, collate_fn=_as_is)
+    loader: DataLoader[Any] = DataLoader(images, batch_size=None, num_workers=reading.workers, collate_fn=as_is)
     values, broken = np.full((len(addresses), width), np.nan), {}
     console = Console(stderr=True)
     for i, found, reason in track(
@@ -437,7 +438,3 @@ def _window(module: Module) -> Window:
 
 def _plain(window: Window) -> str | list[float]:
     return window if isinstance(window, str) else list(window)
-
-
-def _as_is(found: Any) -> Any:
-    return found

@@ -24,6 +24,7 @@ from csrtrain.data.images import native
 from csrtrain.data.index import build_index
 from csrtrain.data.manifest import Manifest
 from csrtrain.data.whole import WholeBatch
+from csrtrain.data.workers import as_is
 from csrtrain.distributed import rank, world_size
 from csrtrain.metrics.representation import group_folds
 
@@ -154,7 +155,7 @@ class ProxyData(LightningDataModule):
         """Every image once over all ranks, one per step, as many steps on each rank."""
         own: Any = [WholeBatch([i], self._images[i : i + 1]) for i in range(rank(), len(self.rated), world_size())]
         own += [WholeBatch([], None)] * (-(-len(self.rated) // world_size()) - len(own))
-        return DataLoader(own, batch_size=None, collate_fn=_as_is)
+        return DataLoader(own, batch_size=None, collate_fn=as_is)
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the pass is done."""
@@ -173,7 +174,3 @@ class ProxyData(LightningDataModule):
             "train": len(self.train_rows),
             "proxy": "MS-SSIM to the pristine image; no opinion of people",
         }
-
-
-def _as_is(found: Any) -> Any:
-    return found
