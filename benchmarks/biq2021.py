@@ -15,8 +15,8 @@ train: CONTRIQUE (ResNet-18, 160 px, batch 32) on `DIR/natural` as pristine imag
 evaluate: features of full and half scale of every whole image (kept in RUNS), of the last stage and of all stages but
 the stem (`model.stages`; so the untrained control), ridge regression on the published training split, its strength
 chosen by 5 folds by group inside it; SRCC on the published test split, and on that less the images that share a group
-with a training image. Per subset fitted on that subset, and both together. Intervals: 95 %, bootstrap over groups of
-test images. "Beats" means that the interval of the paired difference excludes 0.
+with a training image. Fitted per subset on that subset, and on both together: what that gives on each. Intervals:
+95 %, bootstrap over groups of test images. "Beats" means that the interval of the paired difference excludes 0.
 factors: short trainings of CONTRIQUE that differ in one thing, all of the same number of pixels, each in turn, and
 evaluated in the same way; what RUNS has already is not trained again. Beside them bundles, as of a longer training.
 domain: `csrtrain fit -c nr_linear` on both subsets, then how many of the published test images, and of other kinds of
@@ -160,38 +160,53 @@ def svr_scores(h: Array, y: Array, groups: NDArray[np.int64], train: NDArray[np.
 def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """A row per set of test images and kind of features."""
     y, groups, is_train = labels(rows)
+    subsets = np.array([row["subset"] for row in rows])
     found: list[dict[str, Any]] = []
-    for subset in ("ss01", "ss02", "both"):
-        chosen = np.array([subset in ("both", row["subset"]) for row in rows])
-        train, group, mos = is_train[chosen], groups[chosen], y[chosen]
+    for fitted in ("ss01", "ss02", "both"):
+        chosen = (subsets == fitted) | (fitted == "both")
+        train, mos = is_train[chosen], y[chosen]
         scores: dict[str, Array] = {}
         alphas: dict[str, float] = {}
         for name, h in features.items():
             if name == BRISQUE:
-                scores[name] = svr_scores(h[chosen], mos, group, train)
+                scores[name] = svr_scores(h[chosen], mos, groups[chosen], train)
             else:
-                scores[name], alphas[name] = ridge_scores(h[chosen], mos, group, train)
-        test_groups, test_mos = group[~train], mos[~train]
-        for clean in (False, True):
-            kept = ~np.isin(test_groups, group[train]) if clean else np.ones(len(test_mos), dtype=bool)
-            draws = {name: srcc_draws(s[kept], test_mos[kept], test_groups[kept], DRAWS) for name, s in scores.items()}
-            for name, s in scores.items():
-                low, high = np.percentile(draws[name], [2.5, 97.5])
-                row: dict[str, Any] = {
-                    "test images": f"{subset}, {'apart from train, ' if clean else ''}{kept.sum()}",
-                    "features": name,
-                    "SRCC": float(spearmanr(s[kept], test_mos[kept]).statistic),
-                    "interval": f"[{low:.3f}, {high:.3f}]",
-                    "PLCC": float(np.corrcoef(s[kept], test_mos[kept])[0, 1]),
-                    "alpha": alphas.get(name),
-                }
-                for control in CONTROLS:
-                    if name.removesuffix(ALL) not in CONTROLS:
-                        of = control + ALL if name.endswith(ALL) and control == "untrained" else control
-                        low, high = np.percentile(draws[name] - draws[of], [2.5, 97.5])
-                        row[f"minus {control}"] = f"[{low:+.3f}, {high:+.3f}]"
-                        row[f"beats {control}"] = bool(low > 0)
-                found.append(row)
+                scores[name], alphas[name] = ridge_scores(h[chosen], mos, groups[chosen], train)
+        test, test_mos, test_groups = subsets[chosen][~train], mos[~train], groups[chosen][~train]
+        shared = np.isin(test_groups, groups[chosen][train])
+        for tested in ("ss01", "ss02", "both") if fitted == "both" else (fitted,):
+            title = tested if tested == fitted else f"{tested}, ratings of both"
+            for clean in (False, True):
+                kept = ((test == tested) | (tested == "both")) & ~(shared & clean)
+                images = f"{title}, {'apart from train, ' if clean else ''}{kept.sum()}"
+                held = {name: s[kept] for name, s in scores.items()}
+                found += compared(images, held, alphas, test_mos[kept], test_groups[kept])
+    return found
+
+
+def compared(
+    images: str, scores: dict[str, Array], alphas: dict[str, float], mos: Array, groups: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """A row per kind of features on the same test images."""
+    found: list[dict[str, Any]] = []
+    draws = {name: srcc_draws(s, mos, groups, DRAWS) for name, s in scores.items()}
+    for name, s in scores.items():
+        low, high = np.percentile(draws[name], [2.5, 97.5])
+        row: dict[str, Any] = {
+            "test images": images,
+            "features": name,
+            "SRCC": float(spearmanr(s, mos).statistic),
+            "interval": f"[{low:.3f}, {high:.3f}]",
+            "PLCC": float(np.corrcoef(s, mos)[0, 1]),
+            "alpha": alphas.get(name),
+        }
+        for control in CONTROLS:
+            if name.removesuffix(ALL) not in CONTROLS:
+                of = control + ALL if name.endswith(ALL) and control == "untrained" else control
+                low, high = np.percentile(draws[name] - draws[of], [2.5, 97.5])
+                row[f"minus {control}"] = f"[{low:+.3f}, {high:+.3f}]"
+                row[f"beats {control}"] = bool(low > 0)
+        found.append(row)
     return found
 
 
