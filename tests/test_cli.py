@@ -254,6 +254,9 @@ def test_check_data_counts_and_names_what_is_broken(images, capsys):
     (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["check-data", str(images), "--workers", "1"]) == 1
     assert "bad.png" in capsys.readouterr().out
+    (images / "list.csv").write_text("path\n00.png\n")
+    assert main(["check-data", str(images / "list.csv"), "--column", "path", "--workers", "0"]) == 0
+    assert "No column mos or dmos" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -268,6 +268,14 @@ def test_the_list_of_images_is_not_written_over(folder, metric, monkeypatch, cap
     assert (folder / name).read_text() == "path,mos\nimages/0.png,1\n"
 
 
+@pytest.mark.parametrize("name", ["s.csv", "s.volumes.csv", "s.partial.csv"])
+def test_a_folder_in_the_place_of_a_table_is_refused_before_the_work(folder, metric, monkeypatch, capsys, name):
+    monkeypatch.setattr("csrtrain.score.score_images", None)
+    (folder / name).mkdir()
+    assert run_score(folder, folder / "images") == 2
+    assert f"Expected a file in a folder that can be written to, got {folder / name}" in capsys.readouterr().err
+
+
 def test_features_that_cannot_be_written_are_not_made(folder, monkeypatch, capsys):
     monkeypatch.setattr("csrtrain.cli.os.access", lambda path, mode: False)
     assert main(["features", str(folder / "a.safetensors"), str(folder / "images"), "-o", str(folder / "f.npz")]) == 2

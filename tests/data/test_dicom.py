@@ -406,7 +406,7 @@ def test_unsupported_codec_is_named(tmp_path):
 
 def test_oversized_frames_are_refused_by_their_header(tmp_path):
     path = make(tmp_path, ramp(), Rows=65535, Columns=65535)
-    with pytest.raises(DecodeError, match="Expected at most 100 megapixels, got 65535 x 65535 x 1 channels"):
+    with pytest.raises(DecodeError, match="Expected at most 100 megapixels, got 65535 x 65535\\. Cut"):
         decode.read(path)
 
 
