@@ -103,9 +103,17 @@ class Starter:
 
 
 def workers(pid: int) -> list[int]:
-    """Child processes of a process and theirs: the loader workers of a rank are children of a server."""
+    """Loader workers of a process: its children, or a rank's server's."""
     found = children(pid)
-    return found + [grandchild for child in found for grandchild in children(child)]
+    found += [grandchild for child in found for grandchild in children(child)]
+    return [process for process in found if _name(process) == "pt_data_worker"]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def children(pid: int) -> list[int]:

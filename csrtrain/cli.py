@@ -62,15 +62,17 @@ def config_path(name: str) -> Path:
 
 
 def _resolve_configs(args: list[str]) -> list[str]:
-    """Replace the values of -c / --config by the paths they stand for."""
-    resolved = list(args)
-    for i, arg in enumerate(resolved):
-        if arg in ("-c", "--config") and i + 1 < len(resolved):
-            resolved[i + 1] = str(config_path(resolved[i + 1]))
+    """Each -c / --config as --config=PATH, with the path that its value stands for."""
+    resolved, rest = [], list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg in ("-c", "--config") and rest:
+            arg = f"--config={config_path(rest.pop(0))}"
         elif arg.startswith("--config="):
-            resolved[i] = f"--config={config_path(arg.removeprefix('--config='))}"
+            arg = f"--config={config_path(arg.removeprefix('--config='))}"
         elif arg.startswith("-c") and len(arg) > 2:
-            resolved[i] = f"-c{config_path(arg[2:])}"
+            arg = f"--config={config_path(arg[2:])}"
+        resolved.append(arg)
     return resolved
 
 
@@ -594,8 +596,6 @@ def _pictures_of_runs(
                 made = preview.of_run(one.folder / "config.yaml")
             except (ValueError, OSError) as error:
                 failed.append(f"{one.name}: {error}")
-            except SystemExit:  # jsonargparse has said why
-                failed.append(f"{one.name}: its config does not suit this csrtrain")
             else:
                 pictures[one.name] = [report.Picture(title, png) for title, png in made]
     return pictures, failed

@@ -55,9 +55,10 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # jsonargparse tries one type after another
             super().error(message, ex)
-        lines = [line.strip(" -") for line in message.splitlines()]
+        lines = [shown(line.strip(" -")) for line in message.splitlines()]
         unknown = [line for line in lines if "given class_path" in line or line.endswith(" is not accepted")]
-        raise _OptionError(" ".join(unknown if len(unknown) == 2 else lines))
+        wrong = [line for line in lines if line.startswith(("Parser key", "Expected", "Given value:"))]
+        raise _OptionError(" ".join(unknown if len(unknown) == 2 else wrong if len(wrong) > 2 else lines))
 
 
 class TrainingCLI(LightningCLI):
@@ -103,15 +104,16 @@ class TrainingCLI(LightningCLI):
                 signals.leave(stopped)
             # Of the ranks that they started, Lightning and srun take another code for a failure, and end the first one.
             raise SystemExit(0 if self._told or signals.is_behind_another() else signals.TERMINATED) from None
-        except _OptionError as error:
-            files = [arg.removeprefix("--config=") for arg in args if arg.endswith((".yaml", ".yml"))]
-            where = " or in ".join(["on the command line", *files])
-            raise ValueError(
-                f"Expected options as in csrtrain fit --help, got another {where}: {error}. Correct it."
-            ) from None
-        except BaseException:
+        except BaseException as error:
             if "SLURM_PROCID" in os.environ:  # the SIGTERM that srun sends for another rank's error comes too late
                 handlers = signals.IGNORED
+            if isinstance(error, _OptionError):
+                files = [shown(arg.removeprefix("--config=")) for arg in args if arg.startswith("--config=")]
+                where = " or in ".join(["on the command line", *files])
+                verb = args[0] if run else "preview"
+                raise ValueError(
+                    f"Expected options as in csrtrain {verb} --help, got another {where}: {error}. Correct it."
+                ) from None
             raise
         finally:  # everything, the training too, happens in there
             signals.restore(handlers)

@@ -9,6 +9,7 @@ from typing import Any
 from csrtrain.distributed import world_size
 
 _STOPS = (signal.SIGTERM, signal.SIGUSR1)
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def loader_workers(workers: int) -> dict[str, Any]:
@@ -38,12 +39,18 @@ def as_is(found: Any) -> Any:
 def _start_server() -> None:
     """Start the server that forks, unless it runs; signals that ask a run to stop do not reach it and its workers."""
     forkserver.set_forkserver_preload(["csrtrain.data.images", "csrtrain.data.comparisons"])  # of the data sets
-    resource_tracker.ensure_running()  # first: it unblocks what it has blocked
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    path = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"  # else a file of the working directory would be taken for a module
     try:
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # first: it unblocks what it has blocked
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ[_SAFE_PATH]
+        os.environ.update({} if path is None else {_SAFE_PATH: path})
 
 
 def _begin(worker: int) -> None:

@@ -40,6 +40,8 @@ def load(signalled):
 
 def rank_process(folder, rank):
     """Load on one of two ranks, say by whom, and be killed while the workers load on."""
+    os.chdir(folder)
+    Path("random.py").write_text("raise RuntimeError('not the module of that name')")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = load(signalled=True)
     workers = iter(DataLoader(Processes(), batch_size=None, **loader_workers(2)))

@@ -134,13 +134,14 @@ def test_of_the_ranks_of_srun_the_first_one_says_that_it_was_stopped(fit, monkey
     assert left.value.code == code
 
 
-def test_under_srun_an_error_stays_an_error_when_a_signal_follows(fit, monkeypatch):
+@pytest.mark.parametrize("option", ["--data.batch_size=0", "--data.batchsize=1"])
+def test_under_srun_an_error_stays_an_error_when_a_signal_follows(fit, monkeypatch, option):
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert fit("run", "--data.batch_size=0") == 2
+    assert fit("run", option) == 2
     assert signals.handlers() == signals.IGNORED
     monkeypatch.delenv("SLURM_PROCID")
     signals.restore({number: signal.SIG_DFL for number in signals.IGNORED})
-    assert fit("run", "--data.batch_size=0") == 2
+    assert fit("run", option) == 2
     assert set(signals.handlers().values()) == {signal.SIG_DFL}
 
 
