@@ -333,7 +333,7 @@ def _lost_process(error: Exception, ranks: int) -> RuntimeError | None:
     """What to say when a rank or a loader process has gone, in place of what PyTorch says; None for another error."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if "DataLoader worker (pid" in reason or isinstance(error, ConnectionError | EOFError):
-        what, why = "loader process", "it is often killed for want of memory: then lower data.workers"
+        what, why = "loader process", "if it said why, that is above, else memory may be short: lower data.workers"
     elif ranks > 1 and (isinstance(error, torch.distributed.DistError) or _PEER_LOST.search(reason)):
         what, why = "rank", "if it said why, that is above"
     else:
