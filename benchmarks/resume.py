@@ -204,13 +204,13 @@ def drill(setting: Setting, root: Path, images: Path) -> dict[str, Any]:
 
 
 def drill_all(settings: list[Setting], root: Path) -> list[dict[str, Any]]:
-    """Those of two ranks under torchrun. Rows in the order of the number of ranks."""
+    """Rows in the order of the number of ranks; of each number all settings in one start, of two under torchrun."""
     make_images(root / "images")
     rows: list[dict[str, Any]] = []
     for ranks in sorted({setting.ranks for setting in settings}):
         chosen = [setting for setting in settings if setting.ranks == ranks]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
-        launcher = [*launcher, "--no-python"] if ranks > 1 else []
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+        launcher = [*torchrun, "--no-python"] if ranks > 1 else []
         output = root / f"rows-{ranks}.json"
         # Not -m: loader workers of ranks would import that module, and with it all that it imports, each anew.
         command = [*launcher, sys.executable, "-c", "from benchmarks import resume; resume.main()"]

@@ -161,7 +161,7 @@ def _check_data(args: list[str]) -> int:
         return 0 if found.is_sound else 1
     report = check_data(options.root, column=options.column, min_size=options.min_size, workers=options.workers)
     print(format_report(report))
-    if Path(options.root).suffix == ".csv":
+    if Path(options.root).suffix.lower() == ".csv":
         print("No column mos or dmos: images were looked at, ratings and splits were not.")
     return 1 if report.broken else 0
 
