@@ -440,7 +440,8 @@ def _compared(options: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     except score.Interrupted as stopped:
         found = stopped.table
     table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
-    table["distance"] = found["distance"].set_axis(fitting)  # by row; NaN elsewhere
+    for column in ("distance", "empty_slice"):
+        table[column] = found[column].set_axis(fitting)  # by row; nothing elsewhere
     errors = {**refused, **dict(zip(fitting, found["error"], strict=True))}
     table["error"] = [as_text(errors[row]) for row in range(len(pairs))]
     good = table[table["error"] == ""]

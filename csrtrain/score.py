@@ -152,7 +152,8 @@ def score_images(
 
     Returns:
         A row per address, in their order: path, score, rating, out_of_range, distance, out_of_domain (see
-        `Assessment`), and error, which says why an image has no score.
+        `Assessment`), empty_slice, and error, which says why an image has no score. An empty slice of a volume shows
+        next to nothing, see `csrtrain.data.index.is_empty`: its score means little.
 
     Raises:
         Interrupted: Ctrl-C, with the scores so far.
@@ -160,6 +161,7 @@ def score_images(
     place = _device(device)
     metric = metric.folded().to(place)
     values = np.full((len(addresses), 5), np.nan)
+    empty: list[int] = []
     errors = [""] * len(addresses)
     names = _heatmap_names(heatmaps, addresses)
     window = _window(metric.header)
@@ -170,6 +172,7 @@ def score_images(
             if batch.images is None:
                 errors[batch.rows[0]] = batch.reason
                 continue
+            empty += batch.empty
             for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
                 if not np.isnan(values[rows, 0]).all():  # done with the whole batch
                     continue
@@ -199,6 +202,7 @@ def score_images(
     table["out_of_range"] = pd.array(values[:, 2], dtype="Float64").astype("boolean")
     table["distance"] = values[:, 3]
     table["out_of_domain"] = pd.array(values[:, 4], dtype="Float64").astype("boolean")
+    table["empty_slice"] = _flags(empty, values[:, 0])
     table["error"] = list(map(as_text, errors))
     if interrupted:
         raise Interrupted(table)
@@ -233,8 +237,8 @@ def score_pairs(
         size: resize all to a square of so many pixels, see `csrtrain.data.whole.whole_pairs`.
 
     Returns:
-        A row per pair, in their order: path, reference, distance, and error, which names both files and says why there
-        is no distance.
+        A row per pair, in their order: path, reference, distance, empty_slice (of the reference, see `score_images`),
+        and error, which names both files and says why there is no distance.
 
     Raises:
         ValueError: heat-maps of a metric that has none, or no such device.
@@ -248,6 +252,7 @@ def score_pairs(
     most = 0.0 if isinstance(metric, DifferenceMetric) else sum(float(w.mean()) for w in metric.weights.values()) or 1.0
     references = _References([reference for _, reference in pairs])
     values = np.full(len(pairs), np.nan)
+    empty: list[int] = []
     errors = [""] * len(pairs)
     names = _heatmap_names(heatmaps, [address for address, _ in pairs])
     window = _window(metric.header)
@@ -259,6 +264,7 @@ def score_pairs(
                 errors[batch.rows[0]] = batch.reason
                 references.done(batch.rows)
                 continue
+            empty += batch.empty
             for rows, images in [(batch.rows, batch.images)] if len(batch.rows) == 1 else _whole_then_one_by_one(batch):
                 if not np.isnan(values[rows]).all():  # done with the whole batch
                     continue
@@ -280,10 +286,17 @@ def score_pairs(
         interrupted = True
         errors = [e or (INTERRUPTED if np.isnan(v) else "") for e, v in zip(errors, values, strict=True)]
     table = pd.DataFrame([tuple(map(as_text, pair)) for pair in pairs], columns=["path", "reference"])
-    table["distance"], table["error"] = values, list(map(as_text, errors))
+    table["distance"], table["empty_slice"] = values, _flags(empty, values)
+    table["error"] = list(map(as_text, errors))
     if interrupted:
         raise Interrupted(table)
     return table
+
+
+def _flags(rows: Sequence[int], values: NDArray[np.float64]) -> Any:
+    """A column that is true for these rows, and says nothing where there is no value."""
+    found = np.isin(np.arange(len(values)), rows)
+    return pd.array(np.where(np.isnan(values), np.nan, found), dtype="Float64").astype("boolean")
 
 
 class _References:
@@ -363,8 +376,9 @@ def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tenso
 def volumes(table: pd.DataFrame) -> pd.DataFrame:
     """Of each file that has several rows, `file#k`: how many were scored, mean, bad end, and the worst of them.
 
-    The bad end is the 10th percentile of scores, which are higher for better images, and the 90th of distances. Of the
-    distances of one file to several references, each reference counts by itself.
+    Empty slices (air) are not counted; where all are empty, mean, bad end and worst slice say nothing. The bad end is
+    the 10th percentile of scores, which are higher for better images, and the 90th of distances. Of the distances of
+    one file to several references, each reference counts by itself.
     """
     distances = "reference" in table
     value = "distance" if distances else "score"
@@ -374,16 +388,18 @@ def volumes(table: pd.DataFrame) -> pd.DataFrame:
         sliced[name].map(lambda address: decode.split(address)[0]) for name in ("path", "reference")[: 1 + distances]
     ]
     for names, slices in sliced.groupby(files, sort=False):
-        found = slices[value]
+        shown = slices[~slices["empty_slice"].astype(bool)]
+        found = shown[value]
         row = dict(zip(("path", "reference"), names, strict=False))
-        row |= {"slices": len(slices), "mean": found.mean()}
+        row |= {"slices": len(shown), "empty_slices": len(slices) - len(shown), "mean": found.mean()}
         if distances:
             row["percentile_90"] = found.quantile(0.9)
         else:
             row["percentile_10"] = found.quantile(0.1)
-        row["worst_slice"] = decode.split(slices["path"][found.idxmax() if distances else found.idxmin()])[1]
+        worst = (found.idxmax() if distances else found.idxmin()) if len(found) else None
+        row["worst_slice"] = pd.NA if worst is None else decode.split(shown["path"][worst])[1]
         if not distances:
-            row["out_of_domain"] = slices["out_of_domain"].mean()
+            row["out_of_domain"] = shown["out_of_domain"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 

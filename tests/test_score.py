@@ -147,7 +147,7 @@ def test_scores_of_a_folder(folder, metric, capsys):
     assert run_score(folder, folder / "images") == 0
     assert "6 images scored" in capsys.readouterr().out
     table = pd.read_csv(folder / "s.csv")
-    columns = ["path", "score", "rating", "out_of_range", "distance", "out_of_domain", "error"]
+    columns = ["path", "score", "rating", "out_of_range", "distance", "out_of_domain", "empty_slice", "error"]
     assert list(table.columns) == columns and len(table) == 6
     for path, score_, rating in zip(table["path"], table["score"], table["rating"], strict=True):
         image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None]
@@ -224,6 +224,27 @@ def test_volumes_get_a_row_per_slice_and_a_table_of_their_own(folder, capsys):
     assert volumes["mean"][0] == pytest.approx(scores.mean(), abs=1e-4)
     assert volumes["percentile_10"][0] == pytest.approx(np.percentile(scores, 10), abs=1e-4)
     assert volumes["worst_slice"][0] == scores.argmin() and volumes["slices"][0] == 7
+    assert not slices["empty_slice"].any() and volumes["empty_slices"][0] == 0
+
+
+def test_slices_of_air_do_not_count_for_their_volume(folder):
+    save_metric(folder / "m.safetensors", channels=1)
+    volume = np.random.default_rng(0).integers(0, 1000, (40, 50, 7)).astype(np.int16)
+    volume[..., [0, 5, 6]] = 3
+    air = np.zeros_like(volume)
+    air[0, 0] = 1000  # one voxel of each slice
+    for name, voxels in (("v", volume), ("air", air)):
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii")
+    Image.new("L", (64, 64)).save(folder / "black.png")
+    assert run_score(folder, folder / "v.nii", folder / "air.nii", folder / "black.png") == 0
+    slices, volumes = pd.read_csv(folder / "s.csv"), pd.read_csv(folder / "s.volumes.csv")
+    assert slices["empty_slice"].tolist() == [True, False, False, False, False, True, True, *[True] * 7, False]
+    assert volumes["slices"].tolist() == [4, 0] and volumes["empty_slices"].tolist() == [3, 7]
+    shown = slices["score"][1:5]
+    assert volumes["mean"][0] == pytest.approx(shown.mean(), abs=1e-4)
+    assert volumes["percentile_10"][0] == pytest.approx(np.percentile(shown, 10), abs=1e-4)
+    assert volumes["worst_slice"][0] == shown.idxmin()
+    assert volumes.loc[1, ["mean", "percentile_10", "worst_slice", "out_of_domain"]].isna().all()
 
 
 def test_heat_maps_sum_to_the_scores(folder, metric):

@@ -58,7 +58,7 @@ def expected(metric, pairs):
 def test_distances_in_the_order_of_the_pairs(folder, metric, workers):
     pairs = pairs_of(folder)
     table = score.score_pairs(metric, pairs, batch_size=4, workers=workers)
-    assert list(table.columns) == ["path", "reference", "distance", "error"]
+    assert list(table.columns) == ["path", "reference", "distance", "empty_slice", "error"]
     assert list(zip(table["path"], table["reference"], strict=True)) == pairs
     np.testing.assert_allclose(table["distance"], expected(metric, pairs), atol=1e-5)
     assert (table["error"] == "").all()
@@ -269,6 +269,7 @@ def test_volumes_meet_their_references_slice_by_slice(folder, capsys):
     (folder / "originals").mkdir()
     for name, slices in (("a", 5), ("b", 4)):
         volume = rng.integers(0, 1000, (40, 50, 5))
+        volume[..., 1] = 500  # air: only noise is there, and only in what is compared
         noisy = volume + rng.integers(0, 400, volume.shape) * np.arange(5)
         for where, values in (("originals", volume), ("scans", noisy[..., :slices])):
             nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)), folder / where / f"{name}.nii.gz")
@@ -277,10 +278,13 @@ def test_volumes_meet_their_references_slice_by_slice(folder, capsys):
     assert table["reference"][:5].tolist() == [f"{folder / 'originals' / 'a.nii.gz'}#{k}" for k in range(5)]
     assert table["distance"][5:].isna().all() and table["error"][5:].str.contains("Expected 4 frames").all()
     found = table["distance"][:5]
-    assert volumes.columns.tolist() == ["path", "reference", "slices", "mean", "percentile_90", "worst_slice"]
+    names = ["path", "reference", "slices", "empty_slices", "mean", "percentile_90", "worst_slice"]
+    assert volumes.columns.tolist() == names
+    assert found[1] > 0 and table["empty_slice"][:5].tolist() == [False, True, False, False, False]
+    found = found.drop(1)
     (row,) = volumes.itertuples()
-    assert row.mean == pytest.approx(found.mean(), abs=1e-5) and row.slices == 5
-    assert row.percentile_90 == pytest.approx(np.percentile(found, 90), abs=1e-5) and row.worst_slice == found.argmax()
+    assert row.mean == pytest.approx(found.mean(), abs=1e-5) and row.slices == 4 and row.empty_slices == 1
+    assert row.percentile_90 == pytest.approx(np.percentile(found, 90), abs=1e-5) and row.worst_slice == found.idxmax()
     assert "1 volumes" in capsys.readouterr().out
 
 

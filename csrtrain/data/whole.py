@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from csrtrain.data import decode
+from csrtrain.data.index import spans_nothing
 from csrtrain.data.workers import as_is
 
 _PIXELS = 2**22  # of a batch, references too: what is larger goes alone
@@ -22,11 +23,14 @@ class WholeBatch(NamedTuple):
     images: (B,C,H,W) uint8, or float32 in [0,1]; of pairs (B,2,C,H,W), each image and its reference; None where
         `reason` says why there is none.
     reason: what is wrong with the file, with its name; of a pair with both names.
+    empty: rows that are slices with next to nothing to see (air), see `csrtrain.data.index.is_empty`; of pairs those
+        with such a reference.
     """
 
     rows: list[int]
     images: Tensor | None
     reason: str = ""
+    empty: tuple[int, ...] = ()
 
 
 class WholeImages(Dataset[WholeBatch]):
@@ -53,7 +57,9 @@ class WholeImages(Dataset[WholeBatch]):
 
     def __getitem__(self, i: int) -> WholeBatch:
         found = self.read(self.addresses[i])
-        return WholeBatch([i], None, found) if isinstance(found, str) else WholeBatch([i], found[None])
+        if isinstance(found, str):
+            return WholeBatch([i], None, found)
+        return WholeBatch([i], found[None], empty=(i,) if _is_empty_slice(self.addresses[i], found) else ())
 
     def read(self, address: str) -> Tensor | str:
         """(C,H,W), or what is wrong with the file."""
@@ -69,6 +75,10 @@ class WholeImages(Dataset[WholeBatch]):
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
             return f"{address}: Expected finite values, got NaN or infinity. Mend the file."
         return image if self.size is None else resized(image, self.size)
+
+
+def _is_empty_slice(address: str, image: Tensor) -> bool:
+    return decode.split(address)[1] is not None and spans_nothing(image.numpy())
 
 
 def resized(image: Tensor, size: int) -> Tensor:
@@ -121,7 +131,8 @@ class WholePairs(Dataset[WholeBatch]):
             )
         if image.dtype != reference.dtype:  # an 8-bit and a deeper file
             image, reference = (tvf.to_dtype(found, torch.float32, scale=True) for found in (image, reference))
-        return WholeBatch([i], torch.stack([image, reference])[None])
+        empty = _is_empty_slice(name, reference)
+        return WholeBatch([i], torch.stack([image, reference])[None], empty=(i,) if empty else ())
 
 
 def whole_images(
@@ -206,4 +217,5 @@ class Groups:
 
 def _joined(group: list[WholeBatch]) -> WholeBatch:
     images = [found.images for found in group if found.images is not None]
-    return WholeBatch([row for found in group for row in found.rows], torch.cat(images))
+    rows = [row for found in group for row in found.rows]
+    return WholeBatch(rows, torch.cat(images), empty=tuple(row for found in group for row in found.empty))
