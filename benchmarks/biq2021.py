@@ -167,10 +167,11 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
     found: list[dict[str, Any]] = []
     for fitted in ("ss01", "ss02", "both"):
         chosen = (subsets == fitted) | (fitted == "both")
-        train, mos = is_train[chosen], y[chosen]
-        scores, alphas = fitted_scores(features, chosen, mos, groups[chosen], train)
-        test, test_mos, test_groups = subsets[chosen][~train], mos[~train], groups[chosen][~train]
-        shared = np.isin(test_groups, groups[chosen][train])
+        selected = {name: h[chosen] for name, h in features.items()}
+        train, mos, group = is_train[chosen], y[chosen], groups[chosen]
+        scores, alphas = fitted_scores(selected, mos, group, train)
+        test, test_mos, test_groups = subsets[chosen][~train], mos[~train], group[~train]
+        shared = np.isin(test_groups, group[train])
         for tested in ("ss01", "ss02", "both") if fitted == "both" else (fitted,):
             title = tested if tested == fitted else f"{tested}, ratings of both"
             for clean in (False, True):
@@ -179,31 +180,26 @@ def evaluate(features: dict[str, Array], rows: list[dict[str, str]]) -> list[dic
                 held = {name: s[kept] for name, s in scores.items()}
                 found += compared(images, held, alphas, test_mos[kept], test_groups[kept])
         if fitted != "both":
-            held_out = {name: np.empty(len(mos)) for name in features}
-            fold = group_folds(groups[chosen], FOLDS)
+            out_of_fold = {name: np.empty(len(mos)) for name in features}
+            fold = group_folds(group, FOLDS)
             for k in range(FOLDS):
-                scores, _ = fitted_scores(features, chosen, mos, groups[chosen], fold != k)
-                for name, s in scores.items():
-                    held_out[name][fold == k] = s
-            found += compared(f"{fitted}, all in {FOLDS} folds, {len(mos)}", held_out, {}, mos, groups[chosen])
+                for name, s in fitted_scores(selected, mos, group, fold != k)[0].items():
+                    out_of_fold[name][fold == k] = s
+            found += compared(f"{fitted}, all in {FOLDS} folds, {len(mos)}", out_of_fold, {}, mos, group)
     return found
 
 
 def fitted_scores(
-    features: dict[str, Array],
-    chosen: NDArray[np.bool_],
-    mos: Array,
-    groups: NDArray[np.int64],
-    train: NDArray[np.bool_],
+    features: dict[str, Array], mos: Array, groups: NDArray[np.int64], train: NDArray[np.bool_]
 ) -> tuple[dict[str, Array], dict[str, float]]:
-    """Scores of the chosen rows that are not for training, of each kind of features, and alpha."""
+    """Scores of the rows that are not for training, of each kind of features, and alpha."""
     scores: dict[str, Array] = {}
     alphas: dict[str, float] = {}
     for name, h in features.items():
         if name == BRISQUE:
-            scores[name] = svr_scores(h[chosen], mos, groups, train)
+            scores[name] = svr_scores(h, mos, groups, train)
         else:
-            scores[name], alphas[name] = ridge_scores(h[chosen], mos, groups, train)
+            scores[name], alphas[name] = ridge_scores(h, mos, groups, train)
     return scores, alphas
 
 
@@ -398,6 +394,10 @@ def main() -> None:
     notes = [f"{name}: {harness.trained(path)}" for name, path in bundles.items()]
     if names:
         notes.append(fewer_ratings(names[0], features[names[0]], rows))
+    notes.append(
+        f"All in {FOLDS} folds: one SRCC over the scores of {FOLDS} heads, each fitted to the other folds of groups. "
+        "The backbones had seen the pixels of the published training images, 83 % of these, and no rating."
+    )
     notes += [*options.note, "Features in bf16; whole images at full and half scale, each part of length 1."]
     title = "SRCC with opinion scores on BIQ2021 from frozen backbones and a ridge head"
     name = options.name or "biq2021"

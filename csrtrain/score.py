@@ -153,7 +153,7 @@ def score_images(
     Returns:
         A row per address, in their order: path, score, rating, out_of_range, distance, out_of_domain (see
         `Assessment`), empty_slice, and error, which says why an image has no score. An empty slice of a volume shows
-        next to nothing, see `csrtrain.data.index.is_empty`: its score means little.
+        next to nothing within the metric's window, see `csrtrain.data.index.spans_nothing`.
 
     Raises:
         Interrupted: Ctrl-C, with the scores so far.
@@ -374,11 +374,11 @@ def _whole_then_one_by_one(batch: WholeBatch) -> Iterator[tuple[list[int], Tenso
 
 
 def volumes(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each file that has several rows, `file#k`: how many were scored, mean, bad end, and the worst of them.
+    """Of each file that has several rows, `file#k`: how many count, their mean, bad end, and the worst of them.
 
-    Empty slices (air) are not counted; where all are empty, mean, bad end and worst slice say nothing. The bad end is
-    the 10th percentile of scores, which are higher for better images, and the 90th of distances. Of the distances of
-    one file to several references, each reference counts by itself.
+    Empty slices at either end, which are air, do not count, unless all are empty; one between others does, because it
+    is a fault. The bad end is the 10th percentile of scores, which are higher for better images, and the 90th of
+    distances. Of the distances of one file to several references, each reference counts by itself.
     """
     distances = "reference" in table
     value = "distance" if distances else "score"
@@ -388,18 +388,18 @@ def volumes(table: pd.DataFrame) -> pd.DataFrame:
         sliced[name].map(lambda address: decode.split(address)[0]) for name in ("path", "reference")[: 1 + distances]
     ]
     for names, slices in sliced.groupby(files, sort=False):
-        shown = slices[~slices["empty_slice"].astype(bool)]
-        found = shown[value]
+        shown = np.flatnonzero(~slices["empty_slice"].to_numpy(dtype=bool))
+        counted = slices.iloc[shown[0] : shown[-1] + 1] if len(shown) else slices
+        found = counted[value]
         row = dict(zip(("path", "reference"), names, strict=False))
-        row |= {"slices": len(shown), "empty_slices": len(slices) - len(shown), "mean": found.mean()}
+        row |= {"slices": len(counted), "air": len(slices) - len(counted), "mean": found.mean()}
         if distances:
             row["percentile_90"] = found.quantile(0.9)
         else:
             row["percentile_10"] = found.quantile(0.1)
-        worst = (found.idxmax() if distances else found.idxmin()) if len(found) else None
-        row["worst_slice"] = pd.NA if worst is None else decode.split(shown["path"][worst])[1]
+        row["worst_slice"] = decode.split(counted["path"][found.idxmax() if distances else found.idxmin()])[1]
         if not distances:
-            row["out_of_domain"] = shown["out_of_domain"].mean()
+            row["out_of_domain"] = counted["out_of_domain"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -164,6 +164,7 @@ def test_broken_images_are_rows_with_a_reason(folder, metric, capsys):
     assert re.search("not scored: .*2.png", capsys.readouterr().err)
     table = pd.read_csv(folder / "s.csv")
     assert table["score"].isna().tolist() == [k == 2 for k in range(6)]
+    assert table["empty_slice"].isna().tolist() == [k == 2 for k in range(6)]
     assert "2.png" in table["error"][2]
 
 
@@ -224,27 +225,26 @@ def test_volumes_get_a_row_per_slice_and_a_table_of_their_own(folder, capsys):
     assert volumes["mean"][0] == pytest.approx(scores.mean(), abs=1e-4)
     assert volumes["percentile_10"][0] == pytest.approx(np.percentile(scores, 10), abs=1e-4)
     assert volumes["worst_slice"][0] == scores.argmin() and volumes["slices"][0] == 7
-    assert not slices["empty_slice"].any() and volumes["empty_slices"][0] == 0
+    assert not slices["empty_slice"].any() and volumes["air"][0] == 0
 
 
-def test_slices_of_air_do_not_count_for_their_volume(folder):
+def test_air_at_the_ends_does_not_count_for_a_volume(folder):
     save_metric(folder / "m.safetensors", channels=1)
-    volume = np.random.default_rng(0).integers(0, 1000, (40, 50, 7)).astype(np.int16)
-    volume[..., [0, 5, 6]] = 3
+    volume = np.random.default_rng(0).integers(0, 1000, (40, 50, 8)).astype(np.int16)
+    volume[..., [0, 3, 6, 7]] = 3  # the one between others is a fault
     air = np.zeros_like(volume)
-    air[0, 0] = 1000  # one voxel of each slice
+    air[0, 0] = 1000  # one voxel of each slice: nothing else is there to count
     for name, voxels in (("v", volume), ("air", air)):
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii")
     Image.new("L", (64, 64)).save(folder / "black.png")
     assert run_score(folder, folder / "v.nii", folder / "air.nii", folder / "black.png") == 0
     slices, volumes = pd.read_csv(folder / "s.csv"), pd.read_csv(folder / "s.volumes.csv")
-    assert slices["empty_slice"].tolist() == [True, False, False, False, False, True, True, *[True] * 7, False]
-    assert volumes["slices"].tolist() == [4, 0] and volumes["empty_slices"].tolist() == [3, 7]
-    shown = slices["score"][1:5]
-    assert volumes["mean"][0] == pytest.approx(shown.mean(), abs=1e-4)
-    assert volumes["percentile_10"][0] == pytest.approx(np.percentile(shown, 10), abs=1e-4)
-    assert volumes["worst_slice"][0] == shown.idxmin()
-    assert volumes.loc[1, ["mean", "percentile_10", "worst_slice", "out_of_domain"]].isna().all()
+    assert np.flatnonzero(slices["empty_slice"]).tolist() == [0, 3, 6, 7, *range(8, 16)]
+    assert volumes["slices"].tolist() == [5, 8] and volumes["air"].tolist() == [3, 0]
+    for row, counted in zip(volumes.itertuples(), (slices["score"][1:6], slices["score"][8:16]), strict=True):
+        assert row.mean == pytest.approx(counted.mean(), abs=1e-4)
+        assert row.percentile_10 == pytest.approx(np.percentile(counted, 10), abs=1e-4)
+    assert volumes["worst_slice"][0] == slices["score"][1:6].idxmin()
 
 
 def test_heat_maps_sum_to_the_scores(folder, metric):

@@ -78,6 +78,7 @@ def test_an_interruption_keeps_the_distances_so_far(folder, metric, monkeypatch)
         score.score_pairs(metric, pairs, batch_size=1)
     table = stop.value.table
     np.testing.assert_allclose(table["distance"][:3], expected(metric, pairs[:3]), atol=1e-5)
+    assert table["empty_slice"].isna().tolist() == [False] * 3 + [True] * 7
     assert table["distance"][3:].isna().all() and (table["error"] == [""] * 3 + [score.INTERRUPTED] * 7).all()
 
 
@@ -215,9 +216,11 @@ def test_a_folder_against_a_folder(folder, distance, capsys):
 
 def test_one_reference_of_all(folder, distance, capsys):
     even = [folder / "images" / f"{k}.png" for k in (0, 2, 1)]
+    Image.new("RGB", (80, 64)).save(folder / "references" / "0.png")  # no slice, so none that is empty
     assert run(folder, *even, "--reference", folder / "references" / "0.png") == 1
     table = pd.read_csv(folder / "s.csv")
     assert table["distance"].isna().tolist() == [False, False, True]
+    assert table["empty_slice"].tolist()[:2] == [False, False]
     size = "Expected images of one size, got 66 x 70 px and a reference of 80 x 64 px"
     assert f"1.png against {folder / 'references' / '0.png'}: {size}" in capsys.readouterr().err
 
@@ -269,21 +272,25 @@ def test_volumes_meet_their_references_slice_by_slice(folder, capsys):
     (folder / "originals").mkdir()
     for name, slices in (("a", 5), ("b", 4)):
         volume = rng.integers(0, 1000, (40, 50, 5))
-        volume[..., 1] = 500  # air: only noise is there, and only in what is compared
+        volume[..., 4] = 500  # air: only noise is there, and only in what is compared
         noisy = volume + rng.integers(0, 400, volume.shape) * np.arange(5)
         for where, values in (("originals", volume), ("scans", noisy[..., :slices])):
             nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)), folder / where / f"{name}.nii.gz")
     assert run(folder, folder / "scans", "--reference", folder / "originals") == 1
     table, volumes = pd.read_csv(folder / "s.csv"), pd.read_csv(folder / "s.volumes.csv")
     assert table["reference"][:5].tolist() == [f"{folder / 'originals' / 'a.nii.gz'}#{k}" for k in range(5)]
-    assert table["distance"][5:].isna().all() and table["error"][5:].str.contains("Expected 4 frames").all()
+    assert (
+        table["distance"][5:].isna().all()
+        and table["empty_slice"][5:].isna().all()
+        and table["error"][5:].str.contains("Expected 4 frames").all()
+    )
     found = table["distance"][:5]
-    names = ["path", "reference", "slices", "empty_slices", "mean", "percentile_90", "worst_slice"]
+    names = ["path", "reference", "slices", "air", "mean", "percentile_90", "worst_slice"]
     assert volumes.columns.tolist() == names
-    assert found[1] > 0 and table["empty_slice"][:5].tolist() == [False, True, False, False, False]
-    found = found.drop(1)
+    assert found[4] > 0 and table["empty_slice"][:5].tolist() == [False] * 4 + [True]
+    found = found.drop(4)
     (row,) = volumes.itertuples()
-    assert row.mean == pytest.approx(found.mean(), abs=1e-5) and row.slices == 4 and row.empty_slices == 1
+    assert row.mean == pytest.approx(found.mean(), abs=1e-5) and row.slices == 4 and row.air == 1
     assert row.percentile_90 == pytest.approx(np.percentile(found, 90), abs=1e-5) and row.worst_slice == found.idxmax()
     assert "1 volumes" in capsys.readouterr().out
 

@@ -23,8 +23,8 @@ class WholeBatch(NamedTuple):
     images: (B,C,H,W) uint8, or float32 in [0,1]; of pairs (B,2,C,H,W), each image and its reference; None where
         `reason` says why there is none.
     reason: what is wrong with the file, with its name; of a pair with both names.
-    empty: rows that are slices with next to nothing to see (air), see `csrtrain.data.index.is_empty`; of pairs those
-        with such a reference.
+    empty: rows that are slices with next to nothing to see (air), see `csrtrain.data.index.spans_nothing`; of pairs
+        those with such a reference.
     """
 
     rows: list[int]
@@ -108,7 +108,7 @@ class WholePairs(Dataset[WholeBatch]):
     def __init__(self, pairs: Sequence[tuple[str, str]], images: WholeImages) -> None:
         self.pairs = pairs
         self.images = images
-        self._last: tuple[str | None, Tensor | str] = (None, "")
+        self._last: tuple[str | None, Tensor | str, bool] = (None, "", False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -116,8 +116,9 @@ class WholePairs(Dataset[WholeBatch]):
     def __getitem__(self, i: int) -> WholeBatch:
         address, name = self.pairs[i]
         if self._last[0] != name:
-            self._last = (name, self.images.read(name))
-        image, reference = self.images.read(address), self._last[1]
+            found = self.images.read(name)
+            self._last = (name, found, not isinstance(found, str) and _is_empty_slice(name, found))
+        image, (_, reference, empty) = self.images.read(address), self._last
         if isinstance(image, str) or isinstance(reference, str):
             wrong = dict.fromkeys(found for found in (image, reference) if isinstance(found, str))
             return WholeBatch([i], None, f"{address} against {name}: {' '.join(wrong)}")
@@ -131,7 +132,6 @@ class WholePairs(Dataset[WholeBatch]):
             )
         if image.dtype != reference.dtype:  # an 8-bit and a deeper file
             image, reference = (tvf.to_dtype(found, torch.float32, scale=True) for found in (image, reference))
-        empty = _is_empty_slice(name, reference)
         return WholeBatch([i], torch.stack([image, reference])[None], empty=(i,) if empty else ())
 
 
